@@ -1,0 +1,4 @@
+"""One folder per framework: ``job.py`` (pure data, orchestrator side) and ``driver.py`` (inside the job).
+
+A driver is the only place that imports its framework.
+"""

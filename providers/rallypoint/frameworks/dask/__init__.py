@@ -1,0 +1,1 @@
+"""Dask: a function or script with a connected `Client`, as a stage."""

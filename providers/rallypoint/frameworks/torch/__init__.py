@@ -1,0 +1,1 @@
+"""Elastic PyTorch: ``torchrun`` as a stage."""

@@ -1,0 +1,1 @@
+"""WHERE a gang runs: one module per launcher, one protocol for all."""

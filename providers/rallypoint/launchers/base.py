@@ -1,0 +1,145 @@
+"""The protocol of a launcher, and the small records that go through it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Protocol
+
+from rallypoint.spec.gang import Gang
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far the logs of a gang were read.
+
+    Args:
+        offsets: Bytes read, by the process's name.
+        others: Where to begin with a process that is not named: bytes from the start, below 0 from the end, None to
+            leave it out.
+    """
+
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    others: int | None = 0
+
+
+@dataclass(frozen=True)
+class Handle:
+    """How to find a running gang again: small, JSON, and good in any process that reaches the launcher.
+
+    Args:
+        launcher: The launcher's URI.
+        attempt: The attempt's id.
+        details: What the launcher needs to find the gang.
+    """
+
+    launcher: str
+    attempt: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the handle as a JSON object."""
+        return {"v": 1, "launcher": self.launcher, "attempt": self.attempt, "details": dict(self.details)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Handle:
+        """Return the handle that `to_json` described."""
+        return cls(launcher=value["launcher"], attempt=value["attempt"], details=value["details"])
+
+
+class Phase(StrEnum):
+    """Where a gang stands."""
+
+    RUNNING = "running"  # started, or about to: still there
+    ENDED = "ended"  # every process has ended, and how is known
+    LOST = "lost"  # gone without a final word
+
+
+@dataclass(frozen=True)
+class ProcessEnd:
+    """How one process of a gang ended.
+
+    Args:
+        name: The process's name, such as ``agent-0``.
+        exit_code: Its exit code; None if a signal ended it.
+        signal: The signal's name, such as ``SIGKILL``.
+        host: Where it ran.
+        first: Whether it was the first of the gang to fail.
+    """
+
+    name: str
+    exit_code: int | None
+    signal: str | None = None
+    host: str = ""
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a launcher knows of a gang.
+
+    Args:
+        phase: Where it stands.
+        reason: Once ended: ``completed``, ``failed``, ``cancelled``, ``stalled`` or ``error``.
+        processes: How each process ended.
+        message: More words, such as what a stalled gang was waiting in.
+    """
+
+    phase: Phase
+    reason: str = ""
+    processes: tuple[ProcessEnd, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class LogChunk:
+    """New output of one process, cut at a line's end where possible.
+
+    Args:
+        process: The process's name, such as ``rank-0.r0``.
+        data: The bytes.
+        offset: How far the process's log has been read, including these.
+    """
+
+    process: str
+    data: bytes
+    offset: int
+
+
+class Launcher(Protocol):
+    """A place where gangs run.
+
+    Every method may be called from any process of the orchestrator, and must not block its event loop.
+    """
+
+    @property
+    def uri(self) -> str:
+        """How `open_launcher` finds this launcher again."""
+        ...
+
+    async def launch(self, gang: Gang, attempt: str) -> Handle:
+        """Start a gang. Idempotent for one attempt id: a second call finds the first one's gang.
+
+        Raises:
+            PreflightError: This place cannot run it, now or later.
+            LaunchError: It could not be started this time.
+        """
+        ...
+
+    async def find(self, attempt: str) -> Handle | None:
+        """Return the handle of an attempt that was launched here, whoever did it; None if it never was."""
+        ...
+
+    async def poll(self, handle: Handle) -> Status:
+        """Return where the gang stands; cheap enough for many calls a second."""
+        ...
+
+    async def cancel(self, handle: Handle, grace: timedelta) -> None:
+        """End the gang: ask, and after the grace kill. Returns when nothing of it is left. Idempotent."""
+        ...
+
+    def logs(self, handle: Handle, cursor: Cursor) -> AsyncIterator[LogChunk]:
+        """Yield what each process has written since the cursor."""
+        ...

@@ -1,0 +1,288 @@
+"""Runs gangs on this machine: one detached supervisor per attempt, and a folder that is its record.
+
+The supervisor (`rallypoint.worker.supervisor`) outlives the worker that started it. Everything is found again through
+the attempt's folder, so this class keeps no state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from rallypoint.errors import LaunchError, PreflightError
+from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, ProcessEnd, Status
+from rallypoint.launchers.placement import place
+from rallypoint.spec.shipment import ARCHIVE
+from rallypoint.worker import context, hostprocs, probe
+from rallypoint.worker.supervisor import read_json, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import timedelta
+
+    from rallypoint.spec.gang import Gang
+
+START_DEADLINE = 30.0  # seconds until a supervisor has to have said that it started
+STALE_HEARTBEAT = 60.0  # seconds after which a supervisor on another host counts as gone
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL for the rest of a gang that failed
+CHUNK = 1 << 18  # bytes of one log chunk
+# The orchestrator's own settings and credentials are no business of a job.
+_WITHHELD = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW", "PREFECT_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_")
+
+
+class LocalLauncher:
+    """Runs gangs on this machine.
+
+    Args:
+        root: The folder of the run folders. Processes that retry a stage on another host must see it too.
+        python: The interpreter of jobs that name none; this process's own by default.
+    """
+
+    def __init__(self, root: Path, *, python: str | None = None) -> None:
+        self.root = root
+        self.python = python or sys.executable
+
+    @classmethod
+    def from_uri(cls, uri: str) -> LocalLauncher:
+        """Return the launcher of ``local:///folder?python=/path/to/python``.
+
+        Raises:
+            LaunchError: The folder is no absolute path.
+        """
+        parts = urlsplit(uri)
+        if parts.netloc or not parts.path.startswith("/"):
+            msg = f"got the launcher {uri!r}, expected local:/// and an absolute folder, such as local:///var/lib/runs"
+            raise LaunchError(msg)
+        return cls(Path(unquote(parts.path)), python=parse_qs(parts.query).get("python", [None])[0])
+
+    @property
+    def uri(self) -> str:
+        """How `open_launcher` finds this launcher again."""
+        query = "" if self.python == sys.executable else f"?python={quote(self.python)}"
+        return f"local://{quote(str(self.root))}{query}"
+
+    async def launch(self, gang: Gang, attempt: str) -> Handle:
+        """Start a gang here. Idempotent for one attempt id: a second call finds the first one's gang.
+
+        Raises:
+            PreflightError: This machine cannot run it, now or later.
+            LaunchError: It could not be started this time.
+        """
+        await asyncio.to_thread(self._preflight, gang)
+        await asyncio.to_thread(self._prepare, gang, attempt)
+        await asyncio.to_thread(self._start_supervisor, gang, attempt)
+        deadline = time.monotonic() + START_DEADLINE
+        while not (handle := await self.find(attempt)):
+            if time.monotonic() > deadline:
+                log = self._folder(attempt) / "supervisor.log"
+                msg = f"the supervisor of {attempt} did not start within {START_DEADLINE:g} s: see {log}"
+                raise LaunchError(msg)
+            await asyncio.sleep(0.02)
+        return handle
+
+    async def find(self, attempt: str) -> Handle | None:
+        """Return the handle of an attempt that was started (or forbidden to start) here; None otherwise."""
+        return await asyncio.to_thread(self._find, attempt)
+
+    async def poll(self, handle: Handle) -> Status:
+        """Return where the gang stands, from three small files."""
+        return await asyncio.to_thread(self._poll, handle.attempt)
+
+    async def cancel(self, handle: Handle, grace: timedelta) -> None:
+        """End the gang, and forbid its start if it has not started. Returns when nothing of it is left."""
+        folder = self._folder(handle.attempt)
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        request = {"v": 1, "t": time.time(), "grace": grace.total_seconds(), "by_host": socket.gethostname()}
+        with suppress(FileExistsError):
+            await asyncio.to_thread(write_json, str(folder / "cancel.json"), request, exclusive=True)
+        deadline = time.monotonic() + grace.total_seconds() + START_DEADLINE
+        while (await self.poll(handle)).phase is Phase.RUNNING:
+            if time.monotonic() > deadline:
+                msg = f"{handle.attempt} did not end within {grace.total_seconds() + START_DEADLINE:g} s: see {folder}"
+                raise LaunchError(msg)
+            await asyncio.sleep(0.05)
+
+    async def logs(self, handle: Handle, cursor: Cursor) -> AsyncIterator[LogChunk]:
+        """Yield what processes have written since the cursor; at most one chunk per process and call."""
+        for chunk in await asyncio.to_thread(self._new_output, handle.attempt, cursor):
+            yield chunk
+
+    # Blocking halves, which run in threads -----------------------------------------------------------------------
+
+    def _preflight(self, gang: Gang) -> None:
+        python = gang.python or self.python
+        found = _probe(python, gang.requires)
+        if found["missing"]:
+            names = ", ".join(found["missing"])
+            msg = (
+                f"the job's Python {python} does not have {names}, which a {gang.name} job needs: install it there, or "
+                "name another interpreter with python= on the job or in the connection"
+            )
+            raise PreflightError(msg)
+        if gang.pickled_by and gang.pickled_by != found["python"]:
+            msg = (
+                f"the job's Python {python} is {found['python']}, and the function was pickled by {gang.pickled_by}: "
+                "use the same minor version for both, or give the code as a script"
+            )
+            raise PreflightError(msg)
+        for path in gang.needs_files:
+            if not Path(path).is_absolute() or not Path(path).is_file():
+                msg = (
+                    f"got the script {path!r}, expected the absolute path of a file on {socket.gethostname()}: "
+                    "correct the path, or put the script there"
+                )
+                raise PreflightError(msg)
+
+    def _prepare(self, gang: Gang, attempt: str) -> None:
+        """Make the run folder, whole or not at all; the first caller's stands."""
+        folder = self._folder(attempt)
+        if (folder / "processes.json").exists():
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{attempt}-", dir=self.root))
+        except OSError as error:
+            msg = f"cannot write to the launcher's folder {self.root}: {error.strerror}; correct it in the connection"
+            raise PreflightError(msg) from error
+        try:
+            draft.chmod(0o755)
+            (draft / "logs").mkdir()
+            (draft / "work").mkdir()
+            for name, data in gang.files.items():
+                target = draft / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            spec = place(gang, attempt=attempt, run_dir=str(folder), python=gang.python or self.python)
+            (draft / "processes.json").write_text(json.dumps(spec | {"grace": GRACE, "py_spy": _py_spy()}))
+            (draft / "gang.json").write_text(json.dumps(gang.to_json(), indent=1))
+            if folder.exists():  # a cancel came first and left its word there
+                with suppress(FileNotFoundError):
+                    (folder / "cancel.json").rename(draft / "cancel.json")
+                folder.rmdir()
+            draft.rename(folder)
+        except OSError as error:
+            if not (folder / "processes.json").exists():
+                msg = f"could not prepare the run folder {folder}: {error}"
+                raise LaunchError(msg) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _start_supervisor(self, gang: Gang, attempt: str) -> None:
+        folder = self._folder(attempt)
+        python = gang.python or self.python
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
+        environment |= {name: secret.reveal() for name, secret in gang.secrets.items()}
+        environment["PATH"] = os.pathsep.join([str(Path(python).parent), environment.get("PATH", os.defpath)])
+        environment["PYTHONPATH"] = str(folder / ARCHIVE)
+        environment[context.ATTEMPT_ID] = attempt
+        with (folder / "supervisor.log").open("ab") as log:
+            # It forks and the first process ends at once, so nothing here has a child to wait for later.
+            done = subprocess.run(
+                [sys.executable, "-m", "rallypoint.worker.supervisor", str(folder)],
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                check=False,
+            )
+        if done.returncode != 0:
+            msg = f"the supervisor of {attempt} ended at once with exit code {done.returncode}: see {folder}/supervisor.log"
+            raise LaunchError(msg)
+
+    def _find(self, attempt: str) -> Handle | None:
+        folder = self._folder(attempt)
+        known = any((folder / name).exists() for name in ("started.json", "cancel.json"))
+        return Handle(self.uri, attempt, {"run_dir": str(folder)}) if known else None
+
+    def _poll(self, attempt: str) -> Status:
+        folder = self._folder(attempt)
+        if final := read_json(str(folder / "final.json")):
+            return _ended(final)
+        started = read_json(str(folder / "started.json"))
+        if started is None:
+            cancelled = (folder / "cancel.json").exists()
+            return Status(Phase.ENDED if cancelled else Phase.LOST, "cancelled" if cancelled else "")
+        if self._alive(folder, started):
+            return Status(Phase.RUNNING)
+        if final := read_json(str(folder / "final.json")):  # it ended between the two looks
+            return _ended(final)
+        if started["host"] == socket.gethostname():
+            _kill_stragglers(attempt)
+        message = f"its supervisor (pid {started['pid']} on {started['host']}) is gone and left no final record"
+        return Status(Phase.LOST, message=message)
+
+    def _alive(self, folder: Path, started: dict[str, Any]) -> bool:
+        if started["host"] == socket.gethostname():
+            same_boot = started["boot_id"] == hostprocs.boot_id()
+            return bool(same_boot and hostprocs.start_time(started["pid"]) == started["start_time"])
+        beat = read_json(str(folder / "heartbeat.json")) or started
+        return time.time() - float(beat["t"]) < STALE_HEARTBEAT
+
+    def _new_output(self, attempt: str, cursor: Cursor) -> list[LogChunk]:
+        chunks = []
+        for file in sorted((self._folder(attempt) / "logs").glob("[!.]*.log")):
+            start, size = cursor.offsets.get(file.stem, cursor.others), file.stat().st_size
+            if start is not None and start < 0:
+                start = max(0, size + start)
+            if start is None or size <= start:
+                continue
+            with file.open("rb") as log:
+                log.seek(start)
+                data = log.read(CHUNK)
+            if b"\n" in data:
+                data = data[: data.rindex(b"\n") + 1]
+            chunks.append(LogChunk(file.stem, data, start + len(data)))
+        return chunks
+
+    def _folder(self, attempt: str) -> Path:
+        return self.root / attempt
+
+
+def _ended(final: dict[str, Any]) -> Status:
+    processes = tuple(
+        ProcessEnd(end["name"], end["exit_code"], end["signal"], end["host"], end["first"])
+        for end in final["processes"]
+    )
+    return Status(Phase.ENDED, final["reason"], processes, final["message"])
+
+
+def _kill_stragglers(attempt: str) -> None:
+    """Kill what the kernel did not: grandchildren of a supervisor that was killed."""
+    for pid in hostprocs.of_attempt(attempt):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, 9)
+
+
+@lru_cache(maxsize=1)
+def _py_spy() -> str | None:
+    return shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+def _probe(python: str, modules: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [python, str(Path(probe.__file__)), *modules], capture_output=True, text=True, timeout=60, check=True
+        )
+    except FileNotFoundError:
+        msg = f"got python={python!r}, expected the path of a Python interpreter on {socket.gethostname()}"
+        raise PreflightError(msg) from None
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", "") or error
+        msg = f"the job's Python {python} cannot be run on {socket.gethostname()}: {detail}"
+        raise PreflightError(msg) from error
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

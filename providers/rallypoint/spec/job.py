@@ -1,0 +1,116 @@
+"""The base of every job: what to run, as data that can be printed, compared and planned."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from rallypoint.errors import InvalidJobError
+from rallypoint.spec.entry import PYTHON_MINOR, Entry, Function, Script, as_entry, canonical, project_folders
+from rallypoint.spec.gang import Gang, Macro, Role, Secret, has_macro
+from rallypoint.spec.resources import Resources
+from rallypoint.spec.shipment import ARCHIVE, archive
+
+DEFAULT_STALL_TIMEOUT = 1800.0  # seconds
+_RESERVED = "RALLYPOINT_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """What to run. Subclasses add what their framework takes, and `roles`.
+
+    Args:
+        entry: The user's code: a script's path, a function, or `Script`, `Module`, `Function` with arguments.
+        params: JSON values that the code reads with ``stage().params``.
+        env: Environment variables of every process. No secrets: they are shown by ``rallypoint plan``.
+        secrets: Environment variables that appear in no file, log or command line.
+        python: The interpreter to run the job with; None is the launcher's default. Nothing of Rallypoint has to be
+            installed there.
+        resources: What each process of the gang asks of its host.
+        keep_checkpoints: How many checkpoints to keep.
+        stall_timeout: Seconds without an event or a line of output from any process after which the gang counts as
+            hung: its stacks are dumped, it is ended, and the attempt fails as retryable. None waits for ever.
+
+    Raises:
+        InvalidJobError: A value is wrong; the message says which, and what it takes.
+    """
+
+    kind: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+
+    entry: Entry | Callable[..., Any] | str | os.PathLike[str] = field(kw_only=False)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Secret | str] = field(default_factory=dict, repr=False)
+    python: str | None = None
+    resources: Resources = field(default_factory=Resources)
+    keep_checkpoints: int = 3
+    stall_timeout: float | None = DEFAULT_STALL_TIMEOUT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entry", as_entry(self.entry))
+        if self.keep_checkpoints < 1:
+            raise self.invalid("keep_checkpoints", self.keep_checkpoints, "1 or more")
+        if self.stall_timeout is not None and self.stall_timeout <= 0:
+            raise self.invalid("stall_timeout", self.stall_timeout, "seconds above 0, or None to wait for ever")
+        for name, value in {**self.env, **self.secrets}.items():
+            if name.startswith(_RESERVED) or "=" in name or not name:
+                raise self.invalid("env", name, f"a variable's name that does not start with {_RESERVED}")
+            if isinstance(value, str) and has_macro(value):
+                raise self.invalid("env", value, "a value without ${rallypoint:…}")
+
+    def invalid(self, name: str, got: object, expected: str, fix: str = "") -> InvalidJobError:
+        """Return the error for one wrong parameter of this job."""
+        return InvalidJobError(type(self).__name__, name, got=got, expected=expected, fix=fix)
+
+    @property
+    def code(self) -> Entry:
+        """The entry, as `Script`, `Module` or `Function`."""
+        return as_entry(self.entry)
+
+    @abstractmethod
+    def roles(self) -> tuple[Role, ...]:
+        """Return the processes that this job compiles to."""
+
+    def plan(self) -> Gang:
+        """Return the gang: every command line, without starting or importing anything.
+
+        Raises:
+            InvalidEntryError: The entry's function or arguments cannot be pickled.
+        """
+        code = self.code
+        gang = Gang(
+            name=self.kind,
+            roles=self.roles(),
+            python=self.python,
+            files={ARCHIVE: archive(), **code.files()},
+            secrets={
+                name: value if isinstance(value, Secret) else Secret(value) for name, value in self.secrets.items()
+            },
+            requires=self.requires,
+            pickled_by=PYTHON_MINOR if isinstance(code, Function) else None,
+            needs_files=(code.path,) if isinstance(code, Script) else (),
+            stall_timeout=self.stall_timeout,
+        )
+        path = [f"{Macro.RUN_DIR}/{ARCHIVE}", self.env.get("PYTHONPATH", "")]
+        path += project_folders() if isinstance(code, Function) else ()
+        return gang.with_more(env={"PYTHONPATH": os.pathsep.join(filter(None, path))})
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what makes two attempts the same work: the entry and its arguments, by name, as digests.
+
+        Not in it, on purpose: the code itself, resources, world size, launcher, environment and time limits. Who
+        fixes a bug in epoch 5, or gives the job more memory, and presses *Clear*, wants to go on.
+        """
+        code = self.code
+        parts = {"entry": code.identity}
+        parts |= {f"argument {name}": _digest(value) for name, value in code.arguments().items()}
+        return parts | {f"param {name}": _digest(value) for name, value in self.params.items()}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value)).hexdigest()[:16]

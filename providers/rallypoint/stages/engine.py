@@ -1,0 +1,367 @@
+"""Starts, watches, concludes and cancels attempts of a stage; the one way, whatever the orchestrator.
+
+The order of writes is what makes "never twice" true: the intent is in the ledger before the launch, the attempt's id
+comes from the stage, and every launcher finds a gang by that id. A process that dies at any point leaves zero or one
+running gang, and the next call of `Engine.start` finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from rallypoint.errors import (
+    LaunchError,
+    PreflightError,
+    StageCancelledError,
+    StageFailedError,
+    StageUserError,
+)
+from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase, Status
+from rallypoint.launchers.registry import open_launcher
+from rallypoint.spec.gang import Secret
+from rallypoint.stages.events import Event, EventReader
+from rallypoint.stages.failures import LAST_LINES, Kind, launch_report, printable
+from rallypoint.stages.ledger import Entry, Ledger, Record
+from rallypoint.stages.outcome import Outcome, judge, with_last_lines
+from rallypoint.stages.rule import Action, Decision, Intent, Resume, State, changed_parts, decide
+from rallypoint.stages.view import AttemptView
+from rallypoint.worker import context
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rallypoint.spec.gang import Gang
+    from rallypoint.spec.job import Job
+    from rallypoint.stages.key import StageKey
+    from rallypoint.stages.store import Store
+
+log = logging.getLogger(__name__)
+
+CANCEL_GRACE = timedelta(seconds=20)
+_TAIL = 16_384  # bytes read for the last lines
+_RACES = 20  # how often another try may claim the next number before this one gives up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What an orchestrator's try asks of a stage.
+
+    Args:
+        owner: A name of this try that no other try has; only an attempt's owner may cancel it.
+        marker: The orchestrator's count of explicit re-runs, if it has one: a larger one than the last attempt's says
+            that a person cleared the stage (Airflow: ``max_tries``).
+        intent: What is wanted, where no marker says it.
+        resume: When checkpoints may be used.
+    """
+
+    owner: str
+    marker: int | None = None
+    intent: Intent = Intent.CONTINUE
+    resume: Resume = Resume.IF_SAME_WORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """An attempt that is running, or that has ended.
+
+    Args:
+        record: Its intent, as the ledger holds it.
+        handle: How to find its gang; None if it was never launched.
+        outcome: How it ended; None while it runs.
+    """
+
+    record: Record
+    handle: Handle | None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What `Engine.start` did.
+
+    Args:
+        attempt: The attempt that was launched, found or had succeeded.
+        decision: What was decided, and why.
+    """
+
+    attempt: Attempt
+    decision: Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What is new about a running attempt.
+
+    Args:
+        view: What its processes have said so far.
+        events: The new events.
+        output: New output of the processes whose log is shown.
+        outcome: How it ended; the last update has it.
+    """
+
+    view: AttemptView
+    events: list[Event] = field(default_factory=list)
+    output: list[LogChunk] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+
+class Engine:
+    """Runs one stage.
+
+    Args:
+        store: The store.
+        key: The stage's key.
+        launcher: Where new attempts run; an old one is looked for on the launcher that it was started with.
+    """
+
+    def __init__(self, store: Store, key: StageKey, launcher: Launcher | None = None) -> None:
+        self.store = store
+        self.ledger = Ledger(store, key)
+        self.key = key
+        self._launcher = launcher
+
+    async def start(self, job: Job, request: Request) -> Started:
+        """Launch the stage, reattach to it, or return what it returned before: whatever the retry rule says.
+
+        Raises:
+            InvalidEntryError: The user's function cannot travel; nothing was recorded.
+            StageUserError: The launcher cannot run this gang, now or later.
+            StageFailedError: It could not be launched this time.
+        """
+        gang = job.plan()
+        fingerprint = job.fingerprint()
+        for _ in range(_RACES):
+            last = await self.ledger.last()
+            state, last = await self._state(last)
+            changed = changed_parts(last.record.fingerprint, fingerprint) if last else ()
+            decision = decide(state, _intent(last, request), changed=changed, resume=request.resume)
+            log.info("stage %s: %s", self.key.text, decision.why)
+            if last and decision.action is Action.RETURN:
+                return Started(attempt=_attempt(last), decision=decision)
+            if last and decision.action is Action.REATTACH:
+                await self.ledger.own(last.record.number, request.owner)
+                return Started(attempt=_attempt(last), decision=decision)
+            if last and decision.action is Action.FINISH_LAUNCH:
+                await self.ledger.own(last.record.number, request.owner)
+                return Started(attempt=await self._launch(gang, job, last.record), decision=decision)
+            if last and decision.stop_first:
+                await self._stop(last)
+            record = self._next(last, job, request, fingerprint, decision)
+            if await self.ledger.claim(record):
+                return Started(attempt=await self._launch(gang, job, record), decision=decision)
+        msg = f"{_RACES} other tries of {self.key.text} started attempts at the same time: retry later"
+        raise LaunchError(msg)
+
+    async def watch(
+        self, attempt: Attempt, *, interval: timedelta, cursor: Cursor | None = None
+    ) -> AsyncIterator[Update]:
+        """Yield what is new about an attempt until it has ended; the last update has its outcome.
+
+        Args:
+            attempt: The attempt.
+            interval: How often to look.
+            cursor: Where to go on in the logs.
+        """
+        view = AttemptView()
+        if attempt.outcome is not None or attempt.handle is None:
+            yield Update(view=view, outcome=attempt.outcome)
+            return
+        launcher = self._launcher_of(attempt.handle.launcher)
+        reader = EventReader(self.store, self.ledger.events_prefix(attempt.record.number))
+        offsets = dict(cursor.offsets) if cursor else {}
+        while True:
+            # The status comes first: what a process wrote before its end is then in the reads that follow.
+            status = await launcher.poll(attempt.handle)
+            events = await reader.read()
+            view.apply(events)
+            wanted = {name: offsets.get(name, 0) for name in view.shown_logs()}
+            output = [chunk async for chunk in launcher.logs(attempt.handle, Cursor(wanted, others=None))]
+            offsets |= {chunk.process: chunk.offset for chunk in output}
+            if events or output:
+                yield Update(view=view, events=events, output=output)
+            elif status.phase is not Phase.RUNNING:
+                yield Update(view=view, outcome=await self._conclude(attempt.record, attempt.handle, status, view))
+                return
+            else:
+                await asyncio.sleep(interval.total_seconds())
+            if status.phase is Phase.RUNNING and (events or output):
+                await asyncio.sleep(interval.total_seconds())
+
+    async def read(self, number: int) -> Attempt:
+        """Return an attempt of this stage as the ledger holds it.
+
+        Raises:
+            LookupError: There is no attempt of that number.
+        """
+        entry = await self.ledger.read(number)
+        if entry is None:
+            msg = f"{self.key.text} has no attempt {number} in {self.store.uri}"
+            raise LookupError(msg)
+        return _attempt(entry)
+
+    async def cancel(self, number: int, *, owner: str | None, grace: timedelta = CANCEL_GRACE, why: str = "") -> bool:
+        """Stop an attempt, if `owner` still owns it.
+
+        Args:
+            number: The attempt's number.
+            owner: Who asks; None is a person, who may stop any attempt.
+            grace: How long its processes have for their own end.
+            why: One line for the record.
+
+        Returns:
+            Whether the attempt is stopped now; False if another try owns it.
+        """
+        entry = await self.ledger.read(number)
+        if entry is None or (owner is not None and entry.owner != owner):
+            return False
+        if entry.outcome is None:
+            await self._stop(entry, grace=grace, why=why)
+        return True
+
+    # How it is done ------------------------------------------------------------------------------------------------
+
+    async def _state(self, last: Entry | None) -> tuple[State, Entry | None]:
+        if last is None:
+            return State.NONE, None
+        if last.outcome is not None:
+            return last.outcome.state, last
+        launcher = self._launcher_of(last.record.launcher)
+        handle = last.handle or await launcher.find(last.record.id)
+        if handle is None:
+            return State.PENDING, last
+        await self.ledger.launched(last.record.number, handle)
+        status = await launcher.poll(handle)
+        if status.phase is Phase.RUNNING:
+            return State.LIVE, replace(last, handle=handle)
+        view = await self._read_all(last.record)
+        outcome = await self._conclude(last.record, handle, status, view)
+        return outcome.state, replace(last, handle=handle, outcome=outcome)
+
+    def _next(
+        self, last: Entry | None, job: Job, request: Request, fingerprint: dict[str, str], decision: Decision
+    ) -> Record:
+        number = last.record.number + 1 if last else 1
+        generation = (last.record.generation + (0 if decision.from_checkpoint else 1)) if last else 1
+        return Record(
+            number=number,
+            id=self.key.attempt_id(number),
+            generation=generation,
+            resumed=decision.from_checkpoint,
+            kind=job.kind,
+            fingerprint=fingerprint,
+            launcher=self._own_launcher().uri,
+            owner=request.owner,
+            marker=request.marker,
+            why=decision.why,
+        )
+
+    async def _launch(self, gang: Gang, job: Job, record: Record) -> Attempt:
+        launcher = self._launcher_of(record.launcher)
+        try:
+            handle = await launcher.launch(self._as_stage(gang, job, record), record.id)
+        except LaunchError as error:
+            fatal = isinstance(error, PreflightError)
+            report = launch_report(error, attempt=record.id, fatal=fatal)
+            outcome = await self.ledger.conclude(record.number, Outcome(state=State.FAILED, failure=report))
+            raise_for(outcome)
+            raise  # another process had recorded a success, which a failed launch cannot follow
+        await self.ledger.launched(record.number, handle)
+        entry = await self.ledger.read(record.number)
+        if entry and entry.outcome:  # a try that came later has given this one up
+            await launcher.cancel(handle, CANCEL_GRACE)
+            return Attempt(record=record, handle=handle, outcome=entry.outcome)
+        return Attempt(record=record, handle=handle)
+
+    def _as_stage(self, gang: Gang, job: Job, record: Record) -> Gang:
+        stage = context.StageContext(
+            stage=self.key.parts,
+            attempt=record.id,
+            number=record.number,
+            generation=record.generation,
+            resumed=record.resumed,
+            data_uri=self.store.child_uri(self.ledger.data_prefix(record.generation)),
+            params=dict(job.params),
+            keep_checkpoints=job.keep_checkpoints,
+        )
+        return gang.with_more(
+            files={"stage.json": stage.to_json().encode()},
+            env={
+                context.STAGE_FILE: "${rallypoint:run_dir}/stage.json",
+                context.EVENTS_URI: self.store.child_uri(self.ledger.events_prefix(record.number)),
+            },
+            secrets={name: Secret(value) for name, value in self.store.job_env().items()},
+        )
+
+    async def _stop(self, entry: Entry, *, grace: timedelta = CANCEL_GRACE, why: str = "") -> None:
+        launcher = self._launcher_of(entry.record.launcher)
+        # An attempt whose launch is not known is forbidden to start: its submitter may only be slow.
+        handle = entry.handle or await launcher.find(entry.record.id) or Handle(launcher.uri, entry.record.id)
+        await launcher.cancel(handle, grace)
+        status = await launcher.poll(handle)
+        if why:
+            status = replace(status, message=why)
+        await self._conclude(entry.record, handle, status, await self._read_all(entry.record))
+
+    async def _conclude(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
+        outcome = judge(status, view, attempt=record.id, logs=f"rallypoint logs {record.id} --store {self.store.uri}")
+        if outcome.failure and outcome.failure.process:
+            lines = await self._last_lines(handle, view, outcome.failure.process)
+            outcome = with_last_lines(outcome, lines)
+        return await self.ledger.conclude(record.number, outcome)
+
+    async def _last_lines(self, handle: Handle, view: AttemptView, process: str) -> list[str]:
+        logs = [p.log for p in view.last_round if process == f"rank {p.rank}"] or [process]
+        launcher = self._launcher_of(handle.launcher)
+        cursor = Cursor(dict.fromkeys(logs, -_TAIL), others=None)
+        text = b"".join([chunk.data async for chunk in launcher.logs(handle, cursor)]).decode(errors="replace")
+        return [printable(line)[:500] for line in text.splitlines()[-LAST_LINES:]]
+
+    async def _read_all(self, record: Record) -> AttemptView:
+        view = AttemptView()
+        reader = EventReader(self.store, self.ledger.events_prefix(record.number))
+        while events := await reader.read():
+            view.apply(events)
+        return view
+
+    def _own_launcher(self) -> Launcher:
+        if self._launcher is None:
+            msg = f"the stage {self.key.text} was opened without a launcher, so it cannot be started"
+            raise LaunchError(msg)
+        return self._launcher
+
+    def _launcher_of(self, uri: str) -> Launcher:
+        return self._launcher if self._launcher and self._launcher.uri == uri else open_launcher(uri)
+
+
+def raise_for(outcome: Outcome) -> None:
+    """Raise the error of an outcome that is no success.
+
+    Raises:
+        StageUserError: A retry cannot help.
+        StageCancelledError: Somebody stopped it.
+        StageFailedError: It failed in another way.
+    """
+    if outcome.state is State.SUCCEEDED or outcome.failure is None:
+        return
+    if outcome.failure.kind is Kind.USER:
+        raise StageUserError(outcome.failure)
+    if outcome.failure.kind is Kind.CANCELLED:
+        raise StageCancelledError(outcome.failure)
+    raise StageFailedError(outcome.failure)
+
+
+def _attempt(entry: Entry) -> Attempt:
+    return Attempt(record=entry.record, handle=entry.handle, outcome=entry.outcome)
+
+
+def _intent(last: Entry | None, request: Request) -> Intent:
+    """A person cleared the stage if the orchestrator counts more re-runs than when the last attempt started."""
+    if last is None:
+        return request.intent
+    before, now = last.record.marker, request.marker
+    cleared = before is not None and now is not None and now > before
+    return Intent.RERUN if cleared or last.rerun_asked else request.intent

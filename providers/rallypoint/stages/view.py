@@ -1,0 +1,143 @@
+"""Folds an attempt's events into what is known of it: who opened and closed, how far it is, what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rallypoint.stages.events import Event
+
+_MAX_FAILURES = 200  # a gang of thousands can fail at once; the first ones tell the cause
+_MAX_LINES = 1_000  # artifacts and links that are kept
+
+
+@dataclass
+class ProcessView:
+    """What one process has said.
+
+    Args:
+        name: The process's name.
+        kind: ``process`` for one that the launcher started, ``rank`` for one started inside the job.
+        host: Where it runs.
+        pid: Its process id there.
+        log: The name of its log.
+        rank: Its rank, for a rank.
+        world_size: The size of its world, for a rank.
+        restart: The round of restarts that it belongs to.
+        exit_code: What it closed with; None until then.
+    """
+
+    name: str
+    kind: str = "process"
+    host: str = ""
+    pid: int = 0
+    log: str = ""
+    rank: int | None = None
+    world_size: int | None = None
+    restart: int = 0
+    exit_code: int | None = None
+
+
+@dataclass
+class AttemptView:
+    """What an attempt's events say so far."""
+
+    processes: dict[str, ProcessView] = field(default_factory=dict)
+    step: int | None = None
+    total: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    reported: float | None = None
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
+    checkpoint: dict[str, Any] | None = None
+    result: Any = None
+    failures: list[Event] = field(default_factory=list)
+
+    def apply(self, events: Iterable[Event]) -> None:
+        """Take in events; kinds that are not known are ignored."""
+        for event in events:
+            handler = getattr(self, f"_on_{event.kind}", None)
+            if handler is not None:
+                handler(event)
+
+    @property
+    def progress_line(self) -> str:
+        """Progress and metrics in one line, such as ``step 3/10 loss=0.412``; empty if nothing was reported."""
+        words = []
+        if self.step is not None:
+            words.append(f"step {self.step}/{self.total}" if self.total else f"step {self.step}")
+        words += [f"{name}={_short(value)}" for name, value in self.metrics.items()]
+        return " ".join(words)
+
+    @property
+    def last_round(self) -> list[ProcessView]:
+        """The ranks of the newest round of restarts."""
+        ranks = [process for process in self.processes.values() if process.kind == "rank"]
+        newest = max((process.restart for process in ranks), default=0)
+        return [process for process in ranks if process.restart == newest]
+
+    def shown_logs(self) -> list[str]:
+        """The logs to stream into the task's log: rank 0's, or that of the gang's first process."""
+        ranks = [process.log for process in self.processes.values() if process.kind == "rank" and process.rank == 0]
+        first = [p.log for p in self.processes.values() if p.kind == "process" and p.name.endswith("-0")]
+        return first + ranks
+
+    def _on_opened(self, event: Event) -> None:
+        data = event.data
+        self.processes[event.process] = ProcessView(
+            name=event.process,
+            kind=_text(data, "kind") or "process",
+            host=_text(data, "host"),
+            pid=_number(data, "pid") or 0,
+            log=_text(data, "log") or event.process,
+            rank=_number(data, "rank"),
+            world_size=_number(data, "world_size"),
+            restart=_number(data, "restart") or 0,
+        )
+
+    def _on_closed(self, event: Event) -> None:
+        code = _number(event.data, "exit_code")
+        self.processes.setdefault(event.process, ProcessView(event.process)).exit_code = 1 if code is None else code
+
+    def _on_progress(self, event: Event) -> None:
+        self.step, self.total = _number(event.data, "step"), _number(event.data, "total")
+        self._on_metrics(event)
+
+    def _on_metrics(self, event: Event) -> None:
+        self.reported = event.time
+        metrics = event.data.get("metrics")
+        if isinstance(metrics, dict):
+            self.metrics.update(list(metrics.items())[:_MAX_LINES])
+
+    def _on_artifact(self, event: Event) -> None:
+        if event.data.get("kind") == "checkpoint":
+            self.checkpoint = dict(event.data)
+        elif len(self.artifacts) < _MAX_LINES:
+            self.artifacts.append({name: event.data.get(name) for name in ("name", "uri", "bytes")})
+
+    def _on_link(self, event: Event) -> None:
+        url = _text(event.data, "url")
+        if url.startswith(("http://", "https://")) and len(self.links) < _MAX_LINES:
+            self.links[_text(event.data, "name")] = url
+
+    def _on_result(self, event: Event) -> None:
+        self.result = event.data.get("value")
+
+    def _on_failed(self, event: Event) -> None:
+        if len(self.failures) < _MAX_FAILURES:
+            self.failures.append(event)
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    value = data.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _number(data: Mapping[str, Any], name: str) -> int | None:
+    value = data.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:80]

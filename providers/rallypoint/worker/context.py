@@ -1,0 +1,88 @@
+"""What a process of a gang knows of its stage: one JSON file, named by an environment variable.
+
+The file holds no secret. The launcher sets the variables; everything else comes from the orchestrator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+STAGE_FILE = "RALLYPOINT_STAGE_FILE"  # path of the JSON file below
+EVENTS_URI = "RALLYPOINT_EVENTS"  # where event files go: a file:// folder or a bucket prefix
+LOGS_DIR = "RALLYPOINT_LOGS"  # where a process keeps its own output; unset where the platform captures it
+ATTEMPT_ID = "RALLYPOINT_ATTEMPT"  # marks every process of an attempt, so that a straggler can be told
+PROCESS = "RALLYPOINT_PROCESS"  # the name of the gang's process, such as "agent-0"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where this process stands in its world, in PyTorch's terms."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    restart: int
+
+    @classmethod
+    def from_environment(cls) -> Placement:
+        """Read the variables that torchrun sets; a process outside of it is rank 0 of 1."""
+
+        def number(name: str, default: int) -> int:
+            value = os.environ.get(name, "")
+            return int(value) if value.isdigit() else default
+
+        return cls(
+            rank=number("RANK", 0),
+            local_rank=number("LOCAL_RANK", 0),
+            world_size=number("WORLD_SIZE", 1),
+            restart=number("TORCHELASTIC_RESTART_COUNT", 0),
+        )
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The stage, as its processes know it.
+
+    Args:
+        stage: The stage's key, part by part.
+        attempt: The id of this attempt.
+        number: The number of this attempt, from 1.
+        generation: The number of the generation whose checkpoints and artifacts are used, from 1.
+        resumed: Whether an earlier attempt of the generation may have left checkpoints.
+        params: The user's own JSON values.
+        data_uri: Where the generation keeps checkpoints and artifacts.
+        keep_checkpoints: How many checkpoints to keep.
+    """
+
+    stage: tuple[str, ...]
+    attempt: str
+    number: int
+    generation: int
+    resumed: bool
+    data_uri: str
+    params: dict[str, Any] = field(default_factory=dict)
+    keep_checkpoints: int = 3
+
+    def to_json(self) -> str:
+        """Return the file's text."""
+        return json.dumps({"v": 1, **self.__dict__, "stage": list(self.stage)}, sort_keys=True)
+
+    @classmethod
+    def from_environment(cls) -> StageContext | None:
+        """Read the file that the launcher named; None outside of a stage."""
+        path = os.environ.get(STAGE_FILE)
+        if not path:
+            return None
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        values.pop("v")
+        return cls(**{**values, "stage": tuple(values["stage"])})
+
+
+def host() -> str:
+    """Return the name of this host."""
+    return socket.gethostname()

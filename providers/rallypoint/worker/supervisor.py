@@ -1,0 +1,299 @@
+"""Holds the processes of a gang together on one host: ``python -m rallypoint.worker.supervisor RUN_DIR``.
+
+It detaches from whoever started it, so that it outlives an orchestrator's worker, and keeps its record in the run
+folder, by which any later process finds it:
+
+``supervisor.lock``  held (flock) while it lives: two supervisors of one attempt are impossible
+``started.json``     pid and start time, written before the first process starts; a run with it never starts again
+``heartbeat.json``   rewritten every few seconds, for readers on other hosts
+``cancel.json``      put there by whoever wants it ended
+``final.json``       how every process ended; written atomically, last
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from rallypoint.worker import hostprocs
+
+HEARTBEAT = 2.0  # seconds
+TICK = 0.25  # seconds
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_MAX_MESSAGE = 24_000  # characters
+
+
+class Supervisor:
+    """One attempt's gang on this host.
+
+    Args:
+        run_dir: The attempt's folder, with ``processes.json`` in it.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = run_dir
+        with open(self._path("processes.json"), encoding="utf-8") as file:
+            self.spec: dict[str, Any] = json.load(file)
+        self.children: dict[int, str] = {}
+        self.ends: dict[str, dict[str, Any]] = {}
+        self.first_failure: str | None = None
+        self._last_beat = 0.0
+        self._pid = os.getpid()
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def run(self) -> None:
+        """Start the gang, wait for its end, and leave the final record."""
+        host = socket.gethostname()
+        me = {"pid": os.getpid(), "start_time": hostprocs.start_time(os.getpid()), "boot_id": hostprocs.boot_id()}
+        write_json(self._path("started.json"), {"v": 1, "host": host, "t": time.time(), **me}, exclusive=True)
+        self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        reason, message = "cancelled", "it was cancelled before it started"
+        if not self._cancelled():
+            try:
+                self._start()
+                reason, message = self._watch()
+            except OSError as error:
+                reason, message = "error", f"the supervisor could not start the processes: {error}"
+        self._end_all()
+        write_json(
+            self._path("final.json"),
+            {
+                "v": 1,
+                "attempt": self.spec["attempt"],
+                "reason": reason,
+                "message": message[:_MAX_MESSAGE],
+                "host": host,
+                "t": time.time(),
+                "processes": [
+                    {
+                        "name": name,
+                        **self.ends.get(name, {"exit_code": None, "signal": None}),
+                        "host": host,
+                        "first": name == self.first_failure,
+                    }
+                    for name in (process["name"] for process in self.spec["processes"])
+                ],
+            },
+        )
+
+    def _start(self) -> None:
+        ports = {f"${{rallypoint:port.{name}}}": str(free_port()) for name in self.spec["ports"]}
+        for process in self.spec["processes"]:
+            argv = [_replace(word, ports) for word in process["argv"]]
+            # The supervisor's own environment is the job's base: it holds the secrets, which no file does.
+            env = {**os.environ, **{name: _replace(value, ports) for name, value in process["env"].items()}}
+            log = os.open(self._path("logs", f"{process['name']}.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            child = subprocess.Popen(
+                argv,
+                env=env,
+                cwd=process["cwd"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=self._in_child,  # this process has one thread  # noqa: PLW1509
+            )
+            os.close(log)
+            self.children[child.pid] = process["name"]
+            child.returncode = 0  # this loop reaps it, not Popen
+
+    def _in_child(self) -> None:
+        self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        if os.getppid() != self._pid:  # the supervisor died before the first line here
+            os._exit(1)
+
+    def _watch(self) -> tuple[str, str]:
+        while True:
+            self._beat()
+            self._reap()
+            if not self.children:
+                return ("failed", "") if self.first_failure else ("completed", "")
+            if self.first_failure:
+                self._terminate(float(self.spec["grace"]))
+                return "failed", ""
+            received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, TICK)
+            if cancel := self._cancelled():
+                self._terminate(float(cancel.get("grace", self.spec["grace"])))
+                return "cancelled", str(cancel.get("message", ""))
+            if received and received.si_signo != signal.SIGCHLD:
+                self._terminate(float(self.spec["grace"]))
+                return "terminated", f"the supervisor received {signal.Signals(received.si_signo).name}"
+            stalled = self._silent_for()
+            if stalled is not None:
+                message = (
+                    f"no event and no output from any process for {stalled:.0f} s (stall_timeout="
+                    f"{self.spec['stall_timeout']:g}); every process was doing this:\n\n" + self._stacks()
+                )
+                self._terminate(min(5.0, float(self.spec["grace"])))
+                return "stalled", message
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            name = self.children.pop(pid, None)
+            if name is None:
+                continue  # a grandchild that this process inherited
+            code = os.waitstatus_to_exitcode(status)
+            self.ends[name] = {
+                "exit_code": code if code >= 0 else None,
+                "signal": signal.Signals(-code).name if code < 0 else None,
+                "t": time.time(),
+            }
+            if code != 0 and self.first_failure is None:
+                self.first_failure = name
+
+    def _terminate(self, grace: float) -> None:
+        """Ask the gang's processes to end, which forward it to theirs, and kill what is left after the grace."""
+        for pid in self.children:
+            _signal(pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while self.children and time.monotonic() < deadline:
+            signal.sigtimedwait({signal.SIGCHLD}, TICK)
+            self._beat()
+            self._reap()
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """Kill every descendant; a gang leaves nothing behind."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            left = hostprocs.descendants(os.getpid())
+            for pid in left:
+                _signal(pid, signal.SIGKILL)
+            self._reap()
+            if not left:
+                return
+            signal.sigtimedwait({signal.SIGCHLD}, 0.05)
+
+    def _cancelled(self) -> dict[str, Any] | None:
+        return read_json(self._path("cancel.json"))
+
+    def _silent_for(self) -> float | None:
+        limit = self.spec["stall_timeout"]
+        if limit is None:
+            return None
+        newest = os.stat(self._path("started.json")).st_mtime
+        for folder in (self._path("logs"), self.spec["events_dir"]):
+            try:
+                with os.scandir(folder) if folder else _nothing() as entries:
+                    newest = max([newest, *(entry.stat().st_mtime for entry in entries)])
+            except FileNotFoundError:
+                continue
+        silent = time.time() - newest
+        return silent if silent >= limit else None
+
+    def _stacks(self) -> str:
+        texts = []
+        for pid in hostprocs.descendants(os.getpid()):
+            label = hostprocs.label(pid)
+            stack = hostprocs.stack(pid, self.spec["py_spy"], self._path("logs", f".stack-{pid}.txt"))
+            if stack:
+                texts.append(f"{label} (pid {pid}):\n{stack}")
+        text = "\n\n".join(texts) or "(no Python stack could be read)"
+        with open(self._path("stacks.txt"), "w", encoding="utf-8") as file:
+            file.write(text)
+        return text
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._last_beat >= HEARTBEAT:
+            self._last_beat = time.monotonic()
+            write_json(self._path("heartbeat.json"), {"v": 1, "t": time.time()}, durable=False)
+
+    def _path(self, *parts: str) -> str:
+        return os.path.join(self.run_dir, *parts)
+
+
+class _nothing:  # noqa: N801 - stands where `os.scandir` does
+    def __enter__(self) -> tuple[()]:
+        return ()
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_json(path: str, value: dict[str, Any], *, exclusive: bool = False, durable: bool = True) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        FileExistsError: `exclusive` was asked for and the file is there.
+    """
+    draft = f"{path}.{os.getpid()}.tmp"
+    with open(draft, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    if exclusive:
+        try:
+            os.link(draft, path)
+        finally:
+            os.unlink(draft)
+    else:
+        os.replace(draft, path)
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """Return a file's JSON object; None if there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value: dict[str, Any] = json.load(file)
+    except FileNotFoundError:
+        return None
+    return value
+
+
+def _replace(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def main(run_dir: str) -> int:
+    """Supervise a run, once: a second call for the same folder does nothing."""
+    lock = os.open(os.path.join(run_dir, "supervisor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    if os.path.exists(os.path.join(run_dir, "started.json")):
+        return 0
+    if os.fork():
+        # The one who started this process waits for it, and needs to wait no longer. `_exit` keeps the lock, which
+        # the child holds too.
+        os._exit(0)
+    Supervisor(run_dir).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
