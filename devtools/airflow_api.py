@@ -255,9 +255,9 @@ class AirflowApi:
                 the ends of the logs.
         """
         wanted = {states} if isinstance(states, str) else set(states)
-        what = (
-            f"task {task_id} of run {run_id} of DAG {dag_id} to be {' or '.join(sorted(wanted))}, try {try_number} up"
-        )
+        what = f"task {task_id} of run {run_id} of DAG {dag_id} to be {' or '.join(sorted(wanted))}"
+        if try_number:
+            what += f" in try {try_number} or later"
 
         def reached() -> TaskInstance | None:
             run = self.dag_run(dag_id, run_id)  # read before the task, so that an ended run's tasks are final

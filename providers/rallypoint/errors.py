@@ -94,7 +94,7 @@ class StageFailedError(RallypointError):
 
     def __init__(self, report: FailureReport) -> None:
         self.report = report
-        super().__init__(report.render())
+        super().__init__(report.headline)
 
 
 class StageUserError(StageFailedError):

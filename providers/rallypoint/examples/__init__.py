@@ -1,0 +1,1 @@
+"""Stage functions that the example DAGs and flows share."""

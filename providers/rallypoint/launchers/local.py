@@ -200,7 +200,7 @@ class LocalLauncher:
                 check=False,
             )
         if done.returncode != 0:
-            msg = f"the supervisor of {attempt} ended at once with exit code {done.returncode}: see {folder}/supervisor.log"
+            msg = f"the supervisor of {attempt} ended with exit code {done.returncode}: see {folder}/supervisor.log"
             raise LaunchError(msg)
 
     def _find(self, attempt: str) -> Handle | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rallypoint.errors import LaunchError
-from rallypoint.launchers.base import Launcher
+
+if TYPE_CHECKING:
+    from rallypoint.launchers.base import Launcher
 
 _LAUNCHERS = {"local": "rallypoint.launchers.local:LocalLauncher"}
 

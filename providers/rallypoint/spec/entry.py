@@ -7,17 +7,19 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
 
 from rallypoint.errors import InvalidEntryError
 from rallypoint.spec.gang import Macro, has_macro
 from rallypoint.worker.entry import pack_function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 FUNCTION_FILE = "function.pkl"
 PYTHON_MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -171,7 +173,7 @@ def project_folders() -> tuple[str, ...]:
     """
     paths = sysconfig.get_paths()
     own = {os.path.realpath(path) for path in (*paths.values(), *site.getsitepackages(), site.getusersitepackages())}
-    own |= {os.path.dirname(os.path.realpath(sys.executable)), os.path.dirname(sys.executable)}
+    own |= {str(Path(sys.executable).parent), str(Path(sys.executable).resolve().parent)}
     folders = dict.fromkeys(os.path.realpath(path) for path in sys.path if path)
     return tuple(
         path

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rallypoint.errors import InvalidJobError
 from rallypoint.spec.entry import PYTHON_MINOR, Entry, Function, Script, as_entry, canonical, project_folders
 from rallypoint.spec.gang import Gang, Macro, Role, Secret, has_macro
 from rallypoint.spec.resources import Resources
 from rallypoint.spec.shipment import ARCHIVE, archive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 DEFAULT_STALL_TIMEOUT = 1800.0  # seconds
 _RESERVED = "RALLYPOINT_"

@@ -93,6 +93,21 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """An attempt as it stands now, for people to look at.
+
+    Args:
+        entry: What the ledger holds.
+        view: What its processes have said.
+        state: Where it stands.
+    """
+
+    entry: Entry
+    view: AttemptView
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True)
 class Update:
     """What is new about a running attempt.
 
@@ -149,7 +164,7 @@ class Engine:
                 await self.ledger.own(last.record.number, request.owner)
                 return Started(attempt=await self._launch(gang, job, last.record), decision=decision)
             if last and decision.stop_first:
-                await self._stop(last)
+                await self._stop(last, why="a newer try took its place")
             record = self._next(last, job, request, fingerprint, decision)
             if await self.ledger.claim(record):
                 return Started(attempt=await self._launch(gang, job, record), decision=decision)
@@ -197,20 +212,16 @@ class Engine:
         Raises:
             LookupError: There is no attempt of that number.
         """
-        entry = await self.ledger.read(number)
-        if entry is None:
-            msg = f"{self.key.text} has no attempt {number} in {self.store.uri}"
-            raise LookupError(msg)
-        return _attempt(entry)
+        return _attempt(await self._entry(number))
 
-    async def cancel(self, number: int, *, owner: str | None, grace: timedelta = CANCEL_GRACE, why: str = "") -> bool:
+    async def cancel(self, number: int, *, owner: str | None, why: str, grace: timedelta = CANCEL_GRACE) -> bool:
         """Stop an attempt, if `owner` still owns it.
 
         Args:
             number: The attempt's number.
             owner: Who asks; None is a person, who may stop any attempt.
-            grace: How long its processes have for their own end.
             why: One line for the record.
+            grace: How long its processes have for their own end.
 
         Returns:
             Whether the attempt is stopped now; False if another try owns it.
@@ -221,6 +232,44 @@ class Engine:
         if entry.outcome is None:
             await self._stop(entry, grace=grace, why=why)
         return True
+
+    async def inspect(self, number: int) -> Snapshot:
+        """Return an attempt as it stands, changing nothing.
+
+        Raises:
+            LookupError: There is no attempt of that number.
+        """
+        entry = await self._entry(number)
+        state = entry.outcome.state if entry.outcome else State.PENDING
+        if entry.outcome is None:
+            launcher = self._launcher_of(entry.record.launcher)
+            handle = entry.handle or await launcher.find(entry.record.id)
+            if handle is not None:
+                running = (await launcher.poll(handle)).phase is Phase.RUNNING
+                state = State.LIVE if running else State.LOST
+        return Snapshot(entry=entry, view=await self._read_all(entry.record), state=state)
+
+    async def tail(self, number: int, process: str, size: int) -> str:
+        """Return the end of one process's log.
+
+        Args:
+            number: The attempt's number.
+            process: The log's name, such as ``rank-0.r0``.
+            size: Bytes at the most.
+        """
+        entry = await self._entry(number)
+        if entry.handle is None:
+            return ""
+        launcher = self._launcher_of(entry.handle.launcher)
+        cursor = Cursor({process: -size}, others=None)
+        return b"".join([chunk.data async for chunk in launcher.logs(entry.handle, cursor)]).decode(errors="replace")
+
+    async def _entry(self, number: int) -> Entry:
+        entry = await self.ledger.read(number)
+        if entry is None:
+            msg = f"{self.key.text} has no attempt {number} in {self.store.uri}"
+            raise LookupError(msg)
+        return entry
 
     # How it is done ------------------------------------------------------------------------------------------------
 
@@ -234,10 +283,13 @@ class Engine:
         if handle is None:
             return State.PENDING, last
         await self.ledger.launched(last.record.number, handle)
+        if last.cancel_asked is not None:
+            await launcher.cancel(handle, CANCEL_GRACE)  # whoever asked may have died before it had ended
         status = await launcher.poll(handle)
         if status.phase is Phase.RUNNING:
             return State.LIVE, replace(last, handle=handle)
         view = await self._read_all(last.record)
+        status = replace(status, message=last.cancel_asked or status.message)
         outcome = await self._conclude(last.record, handle, status, view)
         return outcome.state, replace(last, handle=handle, outcome=outcome)
 
@@ -296,14 +348,13 @@ class Engine:
             secrets={name: Secret(value) for name, value in self.store.job_env().items()},
         )
 
-    async def _stop(self, entry: Entry, *, grace: timedelta = CANCEL_GRACE, why: str = "") -> None:
+    async def _stop(self, entry: Entry, *, why: str, grace: timedelta = CANCEL_GRACE) -> None:
+        await self.ledger.ask_cancel(entry.record.number, why)
         launcher = self._launcher_of(entry.record.launcher)
         # An attempt whose launch is not known is forbidden to start: its submitter may only be slow.
         handle = entry.handle or await launcher.find(entry.record.id) or Handle(launcher.uri, entry.record.id)
         await launcher.cancel(handle, grace)
-        status = await launcher.poll(handle)
-        if why:
-            status = replace(status, message=why)
+        status = replace(await launcher.poll(handle), message=why)
         await self._conclude(entry.record, handle, status, await self._read_all(entry.record))
 
     async def _conclude(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:

@@ -7,13 +7,14 @@ said, never believed and never the reader's end.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.worker.events import MAX_LINE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rallypoint.stages.store import Store
 
 _READ = 2 * MAX_LINE  # bytes read from one file at a time: a whole line always fits

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
-from rallypoint.stages.events import Event
-from rallypoint.stages.view import AttemptView
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rallypoint.stages.events import Event
+    from rallypoint.stages.view import AttemptView
 
 LAST_LINES = 20
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -54,8 +57,8 @@ _TABLE: tuple[_Row, ...] = (
          exception=r"(^|\.)(EntryLoadError|ImportError|ModuleNotFoundError|SyntaxError|IndentationError)$"),
     _Row("the result is not JSON", Kind.USER, "return JSON, or save an artifact and return its URI; the retry "
          "continues from the last checkpoint", exception=r"(^|\.)NotJSONError$"),
-    _Row("an error in the user's code", Kind.USER, "correct the code, then clear the task: it continues from the last "
-         "checkpoint", exception=r"(^|\.)(TypeError|NameError|AttributeError|UnboundLocalError|NotImplementedError)$"),
+    _Row("an error in the user's code", Kind.USER, "correct the code, then clear the task: it continues from the last"
+         " checkpoint", exception=r"(^|\.)(TypeError|NameError|AttributeError|UnboundLocalError|NotImplementedError)$"),
     _Row("killed", Kind.RETRYABLE, "the kernel kills what uses too much memory: look at the host's log, or give the job "
          "more memory", signals=("SIGKILL",)),
     _Row("terminated from outside", Kind.RETRYABLE, "the host was shut down or the job preempted; the retry continues",
@@ -65,10 +68,10 @@ _TABLE: tuple[_Row, ...] = (
 )  # fmt: skip
 _UNKNOWN = _Row("failed", Kind.UNKNOWN, "read the traceback; the retry continues from the last checkpoint")
 _STALLED = _Row(
-    "stalled", Kind.RETRYABLE, "look at what the processes were waiting in; raise stall_timeout if it was work"
+    "stalled", Kind.RETRYABLE, "look at what the processes were waiting in; raise stall_timeout if it was busy"
 )
 _LOST = _Row("lost", Kind.RETRYABLE, "the host was restarted or its processes killed; the retry continues")
-_SILENT = _Row("ended without a word", Kind.UNKNOWN, "look for os._exit or a native crash at exit in the user's code")
+_SILENT = _Row("ended without a word", Kind.UNKNOWN, "look for os._exit or a native crash at the exit of the code")
 _CANCELLED = _Row("cancelled", Kind.CANCELLED, "clear the task to continue from the last checkpoint")
 _PREFLIGHT = _Row("cannot run here", Kind.USER, "correct what the message names, then clear the task")
 _LAUNCH = _Row("could not be launched", Kind.RETRYABLE, "see the message")
@@ -110,14 +113,20 @@ class FailureReport:
     attempt: str = ""
     logs: str = ""
 
-    def render(self) -> str:
-        """Return the report for a log: plain text, with nothing in it that a terminal would obey."""
+    @property
+    def headline(self) -> str:
+        """What failed, in one line."""
         where = f"{self.process or 'the job'}{f' on {self.host}' if self.host else ''}"
         how = self.signal or (f"exit code {self.exit_code}" if self.exit_code is not None else "")
         head = f"{where}: {self.title}" + (f" ({how})" if how and how not in self.title else "")
-        lines = [f"stage failed, {self.kind.value}: {head}"]
-        if self.exception or self.message:
-            lines.append(f"  {': '.join(filter(None, (self.exception, self.message)))}")
+        first = self.message.splitlines()[0][:200] if self.message else ""
+        return printable(f"stage failed, {self.kind.value}: {': '.join(filter(None, (head, self.exception, first)))}")
+
+    def render(self) -> str:
+        """Return the report for a log: plain text, with nothing in it that a terminal would obey."""
+        lines = [self.headline]
+        if len(more := self.message.splitlines()) > 1 and not self.traceback:
+            lines += [f"  {line}" for line in more[1:]]
         if self.traceback:
             lines += ["", *_clip(self.traceback, 40)]
         if said := self._lines_before_traceback():

@@ -7,6 +7,7 @@
     stages/<key>/attempts/000001/owner.json     who may cancel it: the newest try that launched or reattached
     stages/<key>/attempts/000001/handle.json    how to find the gang, once it was launched
     stages/<key>/attempts/000001/outcome.json   how it ended; the first to write it is believed
+    stages/<key>/attempts/000001/cancel.json    its owner, or a person, asked for its end
     stages/<key>/attempts/000001/rerun.json     somebody asked for this stage to run again
     stages/<key>/attempts/000001/events/        what its processes report
     stages/<key>/generations/000001/            checkpoints and artifacts
@@ -69,6 +70,7 @@ class Entry:
     owner: str
     handle: Handle | None = None
     outcome: Outcome | None = None
+    cancel_asked: str | None = None
     rerun_asked: bool = False
 
 
@@ -123,12 +125,14 @@ class Ledger:
         owner = await self._get(number, "owner")
         handle = await self._get(number, "handle")
         outcome = await self._get(number, "outcome")
+        cancel = await self._get(number, "cancel")
         rerun = await self._get(number, "rerun")
         return Entry(
             record=record,
             owner=owner["owner"] if owner else record.owner,
             handle=Handle.from_json(handle) if handle else None,
             outcome=Outcome.from_json(outcome) if outcome else None,
+            cancel_asked=cancel["why"] if cancel else None,
             rerun_asked=rerun is not None,
         )
 
@@ -152,6 +156,10 @@ class Ledger:
             return outcome
         entry = await self.read(number)
         return entry.outcome if entry and entry.outcome else outcome
+
+    async def ask_cancel(self, number: int, why: str) -> None:
+        """Record that an attempt is to end, so that no try reattaches to it while it does."""
+        await self._create(number, "cancel", {"t": time.time(), "why": why})
 
     async def ask_rerun(self, number: int) -> None:
         """Have the next try run this stage again, as if a person had cleared it."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rallypoint.launchers.base import Phase, Status
 from rallypoint.stages.failures import FailureReport, Kind, explain
 from rallypoint.stages.rule import State
-from rallypoint.stages.view import AttemptView
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rallypoint.stages.view import AttemptView
 
 
 @dataclass(frozen=True, kw_only=True)

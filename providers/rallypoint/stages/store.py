@@ -29,6 +29,7 @@ from obstore.exceptions import (
     GenericError,
     PermissionDeniedError,
     UnauthenticatedError,
+    UnknownConfigurationKeyError,
 )
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
@@ -56,6 +57,7 @@ _CLIENT: Final = {"connect_timeout": "5s", "timeout": "60s"}
 _MAX_RETRIES: Final = 5
 _RETRY_TIMEOUT: Final = timedelta(seconds=60)
 _MAX_REASON: Final = 300
+_SHORTEST_SECRET: Final = 4  # a shorter one is a placeholder, and would be found in every other word
 _TRIES: Final = 3
 
 _ABSENT = re.compile(r"<Code>(NoSuchKey|BlobNotFound)</Code>")
@@ -470,9 +472,13 @@ class Store:
             return AzureStore(self._bucket, **common)
         if self._endpoint().startswith("http://"):
             config["allow_http"] = "true"
+        common["credential_provider"] = self._credentials(config)
         if "endpoint" in config and "AWS_ENDPOINT_URL_S3" in os.environ:
-            config["aws_endpoint_url_s3"] = config["endpoint"]  # else the variable would win over the option
-        return S3Store(self._bucket, **common, credential_provider=self._credentials(config))
+            # Else the variable would win over the option. An obstore that has no such setting does not read it either.
+            with suppress(UnknownConfigurationKeyError):
+                own = {**common, "config": {**config, "aws_endpoint_url_s3": config["endpoint"]}}
+                return S3Store(self._bucket, **own)
+        return S3Store(self._bucket, **common)
 
     def _endpoint(self) -> str:
         found = (os.environ.get(name, "") for name in _S3_ENDPOINTS)
@@ -608,6 +614,8 @@ def _fault(path: str) -> str:
         return "has a control character"
     if any(re.search(r"#\d+$", part) for part in parts):
         return "has a part that ends in '#' and digits, which a folder keeps for files being written"
+    if any(re.search(r"[A-Za-z][:|]$", part) for part in parts):
+        return "has a part that ends like a drive letter, 'a:' or 'a|', which obstore takes for a folder"
     return ""
 
 
@@ -637,7 +645,7 @@ def _reason(text: str, secrets: Sequence[str] = ()) -> str:
 
 def _without_secrets(text: str, secrets: Sequence[str] = ()) -> str:
     for secret in secrets:
-        if secret:
+        if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "***")
     text = re.sub(r"(://)[^/@\s]*@", r"\1***@", text)
     return _KEY_ID.sub("***", _URL.sub(r"\1\2", text))

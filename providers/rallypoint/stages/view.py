@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rallypoint.stages.events import Event
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rallypoint.stages.events import Event
 
 _MAX_FAILURES = 200  # a gang of thousands can fail at once; the first ones tell the cause
 _MAX_LINES = 1_000  # artifacts and links that are kept

@@ -67,7 +67,7 @@ def run_entry(argv: Sequence[str], *, inject: Mapping[str, Any] | None = None) -
         return None
     if kind == "function":
         function, args, kwargs = load_function(where)
-        return function(*args, **kwargs, **_wanted(function, kwargs, inject or {}))
+        return _call(function, args, kwargs, inject or {})
     msg = f"got an entry of kind {kind!r}, expected 'script', 'module' or 'function'"
     raise EntryLoadError(msg)
 
@@ -99,9 +99,20 @@ def load_function(path: str) -> tuple[Callable[..., Any], tuple[Any, ...], dict[
     return function, args, kwargs
 
 
-def _wanted(function: Callable[..., Any], given: Mapping[str, Any], inject: Mapping[str, Any]) -> dict[str, Any]:
+def _call(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], inject: Mapping[str, Any]
+) -> Any:
+    """Call a function, with the injected values for those of its parameters that nothing else was given for."""
     try:
-        names = set(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a callable without a signature takes none of them
-        return {}
-    return {name: value for name, value in inject.items() if name in names and name not in given}
+        return function(*args, **kwargs)
+    given = {
+        parameter.name: inject[parameter.name] for parameter in parameters if parameter.name in inject.keys() - kwargs
+    }
+    if not given:
+        return function(*args, **kwargs)
+    # Positional arguments fill the other parameters: whoever wrote the call did not count the injected one.
+    places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
+    named = dict(zip(places, args, strict=False))
+    return function(*args[len(places) :], **named, **kwargs, **given)

@@ -185,9 +185,7 @@ def _traceback(error: BaseException) -> str:
     first = frames
     while frames is not None:
         name = frames.tb_frame.f_code.co_filename
-        if name.endswith("rallypoint/worker/entry.py"):
-            first = frames.tb_next
-        elif first is frames and name.startswith("<frozen "):
+        if name.endswith("rallypoint/worker/entry.py") or (first is frames and name.startswith("<frozen ")):
             first = frames.tb_next
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, first or error.__traceback__))

@@ -150,10 +150,6 @@ class Stage:
 
     # Artifacts, progress, result ------------------------------------------------------------------------------------
 
-    def artifact_uri(self, name: str) -> str:
-        """Return where an artifact of this name is kept (it need not exist yet)."""
-        return f"{self._data_uri}/{_ARTIFACTS}/{name}"
-
     def save_artifact(self, source: str | os.PathLike[str] | Callable[[str], object], name: str | None = None) -> str:
         """Keep a file or a folder under the stage's generation, whole or not at all.
 

@@ -42,6 +42,7 @@ _VERSION = 1
 _STALE = 24 * 60 * 60.0  # seconds after which what a killed process left may go
 _MAX_PART = 180  # bytes: a file system takes 255, and a hidden name is longer than the name in it
 _TRIES = 5
+_SHORTEST_SECRET = 4  # a shorter one is a placeholder, and would be found in every other word
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -592,6 +593,10 @@ def _reason(error: Exception) -> str:
     line = text.strip().partition("\n")[0].partition("<?xml")[0].rstrip(" .:")
     line = re.sub(r"(https?://)(?:[^/\s@]*@)?([^\s?]*)(?:\?\S*)?", r"\1\2", line)
     for name, value in os.environ.items():
-        if value and name.startswith(("AWS_", "AZURE_", "GOOGLE_")) and re.search("KEY|SECRET|TOKEN", name):
+        if (
+            len(value) >= _SHORTEST_SECRET
+            and name.startswith(("AWS_", "AZURE_", "GOOGLE_"))
+            and re.search("KEY|SECRET|TOKEN", name)
+        ):
             line = line.replace(value, "***")
     return f"{line[:300]} ({code[1]})" if code and code[1] not in line else line[:300]

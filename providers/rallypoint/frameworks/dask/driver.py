@@ -75,7 +75,7 @@ def _load(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        msg = f"got the cluster class {path!r}, which {sys.executable} cannot import: correct DaskCluster(cls=…) or install it"
+        msg = f"got the cluster class {path!r}, which {sys.executable} cannot import: correct it, or install it there"
         raise EntryLoadError(msg) from error
 
 

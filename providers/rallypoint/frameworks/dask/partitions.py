@@ -11,7 +11,7 @@ from rallypoint.worker.storage import open_storage
 
 if TYPE_CHECKING:
     import dask.dataframe
-    import pandas
+    import pandas as pd
 
 
 def write_partitions(frame: dask.dataframe.DataFrame, name: str) -> str:
@@ -28,8 +28,8 @@ def write_partitions(frame: dask.dataframe.DataFrame, name: str) -> str:
     Returns:
         The URI of a folder with ``part-00000.parquet``, ``part-00001.parquet`` and so on.
     """
-    from dask import delayed  # noqa: PLC0415 - this module is imported in the orchestrator's tests
-    from distributed import as_completed, get_client  # noqa: PLC0415
+    from dask.delayed import delayed
+    from distributed import as_completed, get_client
 
     here = stage()
     storage = open_storage(here.data_uri)
@@ -52,7 +52,7 @@ def write_partitions(frame: dask.dataframe.DataFrame, name: str) -> str:
     return here.save_artifact(gather, name=name)
 
 
-def _write(part: pandas.DataFrame, data_uri: str, name: str) -> None:
+def _write(part: pd.DataFrame, data_uri: str, name: str) -> None:
     storage = open_storage(data_uri)
     folder = storage.scratch()
     part.to_parquet(Path(folder) / "data.parquet", index=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _NNODES = re.compile(r"^(\d+)(?::(\d+))?$")
 _NPROC_WORDS = ("auto", "gpu", "cpu")
@@ -46,7 +48,7 @@ class TorchElastic(Job):
 
     nnodes: str | int = "1"
     nproc_per_node: str | int = "auto"
-    max_restarts: int = 0
+    max_restarts: int | str = 0
     monitor_interval: float = 0.1
     rdzv_backend: str = "c10d"
     rdzv_endpoint: str | None = None
@@ -56,13 +58,14 @@ class TorchElastic(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "max_restarts", self._number("max_restarts"))
         least, most = self.nodes
         if not 1 <= least <= most:
             raise self.invalid("nnodes", self.nnodes, '"min:max" with 1 ≤ min ≤ max')
         nproc = str(self.nproc_per_node)
         if nproc not in _NPROC_WORDS and not (nproc.isdigit() and int(nproc) > 0):
             raise self.invalid("nproc_per_node", self.nproc_per_node, 'a number above 0, "auto", "gpu" or "cpu"')
-        if self.max_restarts < 0:
+        if int(self.max_restarts) < 0:
             raise self.invalid("max_restarts", self.max_restarts, "0 or more")
         if self.monitor_interval <= 0:
             raise self.invalid("monitor_interval", self.monitor_interval, "seconds above 0")
@@ -82,6 +85,13 @@ class TorchElastic(Job):
             raise self.invalid("nnodes", self.nnodes, 'a number or a range "min:max"', fix)
         least = int(match[1])
         return least, int(match[2]) if match[2] else least
+
+    def _number(self, name: str) -> int:
+        """A rendered template is text; ``torchrun`` takes text too."""
+        value = str(getattr(self, name)).strip()
+        if not value.lstrip("-").isdigit():
+            raise self.invalid(name, value, "a whole number")
+        return int(value)
 
     def roles(self) -> tuple[Role, ...]:
         """Return one role: an agent per node, which starts the ranks."""

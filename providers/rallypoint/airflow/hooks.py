@@ -1,0 +1,74 @@
+"""The connection type ``rallypoint``: a store and a launcher."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+
+from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, credentials_id, is_default_missing, place_of
+from rallypoint.errors import RallypointError
+from rallypoint.launchers.registry import open_launcher
+from rallypoint.stages.store import Store
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+
+class RallypointHook(BaseHook):
+    """Finds the store and the launcher of a connection.
+
+    Args:
+        rallypoint_conn_id: A connection of type ``rallypoint``. The default one need not exist.
+    """
+
+    conn_name_attr = "rallypoint_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "rallypoint"
+    hook_name = "Rallypoint"
+
+    def __init__(self, rallypoint_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rallypoint_conn_id = rallypoint_conn_id
+
+    def get_conn(self) -> Place:
+        """Return the store and launcher that the connection names.
+
+        Raises:
+            AirflowNotFoundException: There is no such connection, and it is not the default one.
+            StoreError: The store's URI or credentials are wrong.
+        """
+        connection: Connection | None = None
+        try:
+            connection = self.get_connection(self.rallypoint_conn_id)
+        except Exception as error:
+            if not is_default_missing(self.rallypoint_conn_id, error):
+                raise
+        other = credentials_id(connection)
+        return place_of(connection, self.get_connection(other) if other else None)
+
+    async def aget_place(self) -> Place:
+        """Return the same as `get_conn`, from a trigger, without blocking its event loop."""
+        connection: Connection | None = None
+        try:
+            connection = await self.aget_connection(self.rallypoint_conn_id)
+        except Exception as error:
+            if not is_default_missing(self.rallypoint_conn_id, error):
+                raise
+        other = credentials_id(connection)
+        return place_of(connection, await self.aget_connection(other) if other else None)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Write to the store and look for a job on the launcher, as the *Test* button asks."""
+        try:
+            place = self.get_conn()
+            asyncio.run(self._test(place))
+        except RallypointError as error:
+            return False, str(error)
+        return True, f"the store {place.store} can be written, and the launcher {place.launcher} answers"
+
+    async def _test(self, place: Place) -> None:
+        await Store.open(place.store, options=place.store_options or None).check()
+        await open_launcher(place.launcher).find(f"rp-test-{uuid.uuid4().hex[:12]}")

@@ -1,0 +1,45 @@
+"""The buttons of a task in Airflow's UI. They are there from the moment the job is started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+from airflow.sdk import BaseOperatorLink, conf
+
+from rallypoint.airflow.place import DEFAULT_CONN_ID
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
+
+PREFIX = "/rallypoint"
+DASHBOARD = "Dask dashboard"
+
+
+def stage_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the address of a stage's page, below wherever Airflow's UI is served."""
+    base = urlsplit(conf.get("api", "base_url", fallback="") or "/").path.rstrip("/")
+    parts = "/".join(quote(part, safe="") for part in (dag_id, run_id, task_id, str(map_index)))
+    return f"{base}{PREFIX}/stages/{parts}"
+
+
+class StageLink(BaseOperatorLink):
+    """The stage's page: its attempts, ranks, progress, failure and logs, live."""
+
+    name = "Rallypoint stage"
+    path = ""
+
+    def get_link(self, operator: BaseOperator, *, ti_key: RuntimeTaskInstanceProtocol) -> str:  # type: ignore[override]
+        """Return the page of the task instance: from its key and its connection, nothing that a deferral would lose."""
+        map_index = ti_key.map_index if ti_key.map_index is not None else -1
+        page = stage_page(ti_key.dag_id, ti_key.run_id, ti_key.task_id, map_index)
+        conn_id = getattr(operator, "rallypoint_conn_id", DEFAULT_CONN_ID)
+        return page + self.path + ("" if conn_id == DEFAULT_CONN_ID else f"?conn={quote(conn_id)}")
+
+
+class DaskDashboardLink(StageLink):
+    """Goes on to the Dask dashboard of the running attempt."""
+
+    name = DASHBOARD
+    path = f"/links/{quote(DASHBOARD)}"

@@ -1,0 +1,374 @@
+"""Operators that run a distributed job as a stage: one base, and a few lines per framework."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, conf
+from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, TaskDeferralTimeout
+
+from rallypoint.airflow.hooks import RallypointHook
+from rallypoint.airflow.links import DaskDashboardLink, StageLink
+from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, check_references, resolve_secrets
+from rallypoint.airflow.relay import announce, relay
+from rallypoint.airflow.triggers import StageTrigger
+from rallypoint.errors import (
+    InvalidEntryError,
+    InvalidJobError,
+    StageUserError,
+)
+from rallypoint.frameworks.dask.job import DaskCluster, DaskJob
+from rallypoint.frameworks.torch.job import TorchElastic
+from rallypoint.spec.entry import Entry, Function, Module, Script
+from rallypoint.spec.job import DEFAULT_STALL_TIMEOUT, Job
+from rallypoint.spec.resources import Resources
+from rallypoint.stages.engine import Attempt, Request, raise_for
+from rallypoint.stages.key import StageKey
+from rallypoint.stages.rule import Resume
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+ATTEMPT_KEY = "rallypoint_attempt"  # the XCom that names the attempt, there from its start
+_KILL_WAIT = 4.0  # seconds; Airflow kills the process 5 s after it has asked
+_BACKSTOP = timedelta(minutes=2)  # the trigger enforces the timeout itself; this is for one that is stuck
+
+
+class StageOperator(BaseOperator):
+    """Runs a job as a stage; a retry continues it, and nothing ever runs twice.
+
+    Give the code in one of three ways: `script`, `module`, or `python_callable`.
+
+    Args:
+        script: A Python script; a relative path is taken from the DAG file's folder.
+        module: A Python module of the job's Python.
+        args: The arguments of the script or module.
+        python_callable: A Python function; it travels to the job and nothing comes back but JSON.
+        op_args: The function's positional arguments.
+        op_kwargs: The function's keyword arguments.
+        job_params: JSON values that the code reads with ``rallypoint.stage().params``.
+        env: Environment variables of the job. They are shown in the UI: secrets go into `secrets`.
+        secrets: Environment variables by reference: ``variable:NAME``, ``connection:ID`` or ``env:NAME``.
+        python: The job's interpreter, where it is not the connection's. Nothing of Rallypoint or Airflow has to be
+            installed there.
+        job_resources: What each process of the job asks of its host.
+        keep_checkpoints: How many checkpoints to keep.
+        stall_timeout: Seconds without an event or a line of output from any process after which the job counts as
+            hung, and is ended and retried. None waits for ever.
+        resume: When a retry may use earlier checkpoints: ``"if_same_work"``, ``"always"`` or ``"never"``.
+        rallypoint_conn_id: The connection of store and launcher. The default one need not exist.
+        poll_interval: Seconds between looks at the job.
+        deferrable: Whether to wait in the triggerer, without a worker slot.
+
+    Returns:
+        The entry's JSON result, as XCom; also when another try than the one that launched the job delivers it.
+    """
+
+    job_class: ClassVar[type[Job]]
+
+    template_fields: Sequence[str] = (
+        "script", "module", "args", "op_args", "op_kwargs", "job_params", "env", "python", "job_options",
+    )  # fmt: skip
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "args": "py", "op_args": "py", "op_kwargs": "py", "job_params": "json", "env": "json", "job_options": "json",
+    }  # fmt: skip
+    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(),)
+    shallow_copy_attrs: Sequence[str] = ("python_callable",)
+    ui_color = "#dbe7f6"
+
+    def __init__(  # noqa: PLR0913 - one keyword per thing that a user may set
+        self,
+        *,
+        script: str | None = None,
+        module: str | None = None,
+        args: Sequence[Any] | None = None,
+        python_callable: Callable[..., Any] | None = None,
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        job_params: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        python: str | None = None,
+        job_resources: Resources | None = None,
+        keep_checkpoints: int = 3,
+        stall_timeout: float | None = DEFAULT_STALL_TIMEOUT,
+        resume: str = Resume.IF_SAME_WORK.value,
+        rallypoint_conn_id: str = DEFAULT_CONN_ID,
+        poll_interval: float = 1.0,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        job_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.script = script
+        self.module = module
+        self.args = args or []
+        self.python_callable = python_callable
+        self.op_args = op_args or []
+        self.op_kwargs = op_kwargs or {}
+        self.job_params = job_params or {}
+        self.env = env or {}
+        self.secrets = secrets or {}
+        self.python = python
+        self.job_resources = job_resources or Resources()
+        self.keep_checkpoints = keep_checkpoints
+        self.stall_timeout = stall_timeout
+        self.resume = resume
+        self.rallypoint_conn_id = rallypoint_conn_id
+        self.poll_interval = poll_interval
+        self.deferrable = deferrable
+        self.job_options = job_options or {}
+        self._running: tuple[Place, StageKey, Attempt, str] | None = None
+        self._check()
+
+    # What a DAG file's reader is told ----------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Raise for what is wrong already, while the DAG file is read; templates are left for later."""
+        name = type(self).__name__
+        given = [way for way in ("script", "module", "python_callable") if getattr(self, way) is not None]
+        if len(given) != 1:
+            expected = "exactly one of script=, module= and python_callable="
+            raise InvalidJobError(name, "script", got=given or None, expected=expected)
+        if self.resume not in {choice.value for choice in Resume}:
+            expected = " or ".join(repr(choice.value) for choice in Resume)
+            raise InvalidJobError(name, "resume", got=self.resume, expected=expected)
+        if self.poll_interval <= 0:
+            raise InvalidJobError(name, "poll_interval", got=self.poll_interval, expected="seconds above 0")
+        check_references(self.secrets)
+        self.job_class(
+            Script("checked-later.py"),
+            keep_checkpoints=self.keep_checkpoints,
+            stall_timeout=self.stall_timeout,
+            env=_without_templates(self.env),
+            **_without_templates(self.job_options),
+        )
+
+    def job(self) -> Job:
+        """Return the job, from the rendered fields.
+
+        Raises:
+            InvalidJobError: A rendered value is wrong.
+        """
+        return self.job_class(
+            self._entry(),
+            params=self.job_params,
+            env={key: str(value) for key, value in self.env.items()},
+            secrets=resolve_secrets(self.secrets),
+            python=self.python,
+            resources=self.job_resources,
+            keep_checkpoints=self.keep_checkpoints,
+            stall_timeout=self.stall_timeout,
+            **self.job_options,
+        )
+
+    def _entry(self) -> Entry:
+        words = tuple(str(arg) for arg in self.args)
+        if self.script is not None:
+            return Script(str(Path(self.dag.fileloc).parent / self.script), words)
+        if self.module is not None:
+            return Module(self.module, words)
+        call = getattr(self.python_callable, "__rallypoint_call__", self.python_callable)
+        if call is None:
+            msg = f"{self.task_id} has no python_callable; give it one, or a script= or module="
+            raise InvalidEntryError(msg)
+        return Function(call, tuple(self.op_args), dict(self.op_kwargs))
+
+    # Life of a try -------------------------------------------------------------------------------------------------
+
+    def execute(self, context: Context) -> Any:
+        """Launch the stage, reattach to it, or return what it returned before."""
+        ti = context["ti"]
+        key = stage_key(ti)
+        place = RallypointHook(self.rallypoint_conn_id).get_conn()
+        request = Request(owner=str(ti.id), marker=ti.max_tries, resume=Resume(self.resume))
+        try:
+            started = asyncio.run(place.engine(key).start(self.job(), request))
+        except (InvalidJobError, InvalidEntryError) as error:
+            raise AirflowFailException(str(error)) from error
+        except StageUserError as error:
+            raise self._failed(error) from error
+        attempt = started.attempt
+        self._running = (place, key, attempt, request.owner)
+        announce(self.log, started, key.text)
+        ti.xcom_push(key=ATTEMPT_KEY, value={
+            "attempt": attempt.record.id, "number": attempt.record.number, "stage": key.text, "store": place.store,
+        })  # fmt: skip
+        # Airflow pushes links when a task ends; this one is for watching, so it is there from the start.
+        for link in self.operator_extra_links:
+            ti.xcom_push(key=link.xcom_key, value=link.get_link(self, ti_key=ti))  # type: ignore[arg-type]  # as Airflow does
+        if attempt.outcome is None and self.deferrable:
+            self._defer(context, place, key, attempt, request.owner)
+        return self._finish(context, asyncio.run(self._watch(place, key, attempt)))
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Deliver the result of an attempt that the trigger saw end."""
+        place = RallypointHook(self.rallypoint_conn_id).get_conn()
+        key = stage_key(context["ti"])
+        if event["what"] == "timeout":
+            msg = f"{event['message']} ({self.execution_timeout}): the job was stopped; a retry continues it"
+            raise AirflowTaskTimeout(msg)
+        if event["what"] == "unreachable":
+            raise RuntimeError(event["message"])
+        return self._finish(context, asyncio.run(place.engine(key).read(event["attempt"])))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after a deferral; a deferral that timed out stops the job first, since nothing else would."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            place = RallypointHook(self.rallypoint_conn_id).get_conn()
+            engine = place.engine(stage_key(context["ti"]))
+            asyncio.run(_cancel_last(engine, "the task's deferral timed out"))
+            raise
+
+    def on_kill(self) -> None:
+        """Stop the job when the task is cleared, marked or timed out while it runs."""
+        if self._running is None:
+            return
+        place, key, attempt, owner = self._running
+        why = "the task was cleared, marked or timed out in Airflow"
+
+        def cancel() -> None:
+            asyncio.run(place.engine(key).cancel(attempt.record.number, owner=owner, why=why))
+
+        # A thread of its own: this runs in a signal handler, inside the event loop that watches the job. The end is
+        # on record before the first wait, so that it comes also if this process is killed now.
+        thread = threading.Thread(target=cancel, name="rallypoint-cancel")
+        thread.start()
+        thread.join(_KILL_WAIT)
+
+    # How it is done ------------------------------------------------------------------------------------------------
+
+    def _defer(self, context: Context, place: Place, key: StageKey, attempt: Attempt, owner: str) -> None:
+        deadline = None
+        if self.execution_timeout is not None:
+            deadline = context["ti"].start_date.timestamp() + self.execution_timeout.total_seconds()
+        self.defer(
+            trigger=StageTrigger(
+                stage=list(key.parts),
+                attempt=attempt.record.number,
+                owner=owner,
+                store=place.store,
+                rallypoint_conn_id=self.rallypoint_conn_id,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=deadline - time.time()) + _BACKSTOP if deadline is not None else None,
+        )
+
+    async def _watch(self, place: Place, key: StageKey, attempt: Attempt) -> Attempt:
+        engine = place.engine(key)
+        async for update in engine.watch(attempt, interval=timedelta(seconds=self.poll_interval)):
+            relay(self.log, update)
+        return await engine.read(attempt.record.number)
+
+    def _finish(self, context: Context, attempt: Attempt) -> Any:
+        outcome = attempt.outcome
+        if outcome is None:
+            msg = f"{attempt.record.id} has ended without an outcome in the ledger; clear the task to look again"
+            raise RuntimeError(msg)
+        try:
+            raise_for(outcome)
+        except StageUserError as error:
+            raise self._failed(error) from error
+        except Exception:
+            self._log_report(attempt)
+            raise
+        artifacts = {str(item["name"]): item["uri"] for item in outcome.artifacts}
+        extra: dict[str, Any] = {"attempt": attempt.record.id, "metrics": dict(outcome.metrics), "artifacts": artifacts}
+        if artifacts:
+            extra["uri"] = list(artifacts.values())[-1]
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra = extra
+        self.log.info("attempt %s succeeded", attempt.record.id)
+        return outcome.result
+
+    def _failed(self, error: StageUserError) -> AirflowFailException:
+        """Return the error that ends the task without a retry, which could not help."""
+        self.log.error("%s", error.report.render())
+        return AirflowFailException(error.report.headline)
+
+    def _log_report(self, attempt: Attempt) -> None:
+        if attempt.outcome and attempt.outcome.failure:
+            self.log.error("%s", attempt.outcome.failure.render())
+
+
+class TorchElasticOperator(StageOperator):
+    """Runs elastic PyTorch training (``torchrun``) as a stage.
+
+    The parameters are those of `rallypoint.TorchElastic`; everything else is `StageOperator`'s. There are two budgets
+    of restarts: ``max_restarts`` is torchrun's, within one attempt, and ``retries`` is Airflow's, between attempts.
+    """
+
+    job_class = TorchElastic
+
+    def __init__(  # noqa: PLR0913 - one keyword per option of torchrun
+        self,
+        *,
+        nnodes: str | int = "1",
+        nproc_per_node: str | int = "auto",
+        max_restarts: int | str = 0,
+        monitor_interval: float = 0.1,
+        rdzv_backend: str = "c10d",
+        rdzv_endpoint: str | None = None,
+        rdzv_conf: Mapping[str, str] | None = None,
+        rdzv_timeout: float = 600.0,
+        start_method: str = "spawn",
+        **kwargs: Any,
+    ) -> None:
+        options = {
+            "nnodes": nnodes, "nproc_per_node": nproc_per_node, "max_restarts": max_restarts,
+            "monitor_interval": monitor_interval, "rdzv_backend": rdzv_backend, "rdzv_endpoint": rdzv_endpoint,
+            "rdzv_conf": rdzv_conf or {}, "rdzv_timeout": rdzv_timeout, "start_method": start_method,
+        }  # fmt: skip
+        super().__init__(job_options=options, **kwargs)
+
+
+class DaskOperator(StageOperator):
+    """Runs a function or script with a connected Dask `Client` as a stage.
+
+    Args:
+        cluster: None for a local cluster, the address of a running scheduler, or a `rallypoint.DaskCluster`.
+        connect_timeout: Seconds to wait for a scheduler.
+        **kwargs: `StageOperator`'s.
+    """
+
+    job_class = DaskJob
+    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), DaskDashboardLink())
+
+    def __init__(
+        self, *, cluster: str | DaskCluster | None = None, connect_timeout: float = 30.0, **kwargs: Any
+    ) -> None:
+        super().__init__(job_options={"cluster": cluster, "connect_timeout": connect_timeout}, **kwargs)
+
+
+def stage_key(ti: Any) -> StageKey:
+    """Return the key of a task instance's stage: dag id / run id / task id (/ map index)."""
+    mapped = (str(ti.map_index),) if ti.map_index is not None and ti.map_index >= 0 else ()
+    return StageKey((ti.dag_id, ti.run_id, ti.task_id, *mapped))
+
+
+async def _cancel_last(engine: Any, why: str) -> None:
+    last = await engine.ledger.last()
+    if last is not None:
+        await engine.cancel(last.record.number, owner=None, why=why)
+
+
+def _without_templates(values: Any) -> dict[str, Any]:
+    """Return what of a field is known while the DAG file is read: no Jinja, nothing that an earlier task returns."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {key: value for key, value in values.items() if not (_is_jinja(value) or hasattr(value, "resolve"))}
+
+
+def _is_jinja(value: Any) -> bool:
+    return isinstance(value, str) and ("{{" in value or "{%" in value)

@@ -1,0 +1,94 @@
+"""The page of a stage in Airflow's UI: attempts, processes, progress, failure and logs."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from fastapi import Depends, FastAPI, HTTPException, Query
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader
+from starlette.concurrency import run_in_threadpool
+
+from rallypoint.airflow.hooks import RallypointHook
+from rallypoint.airflow.place import DEFAULT_CONN_ID
+from rallypoint.errors import RallypointError
+from rallypoint.stages.failures import printable
+from rallypoint.stages.key import StageKey
+
+if TYPE_CHECKING:
+    from rallypoint.stages.engine import Engine
+
+LOG_TAIL = 65_536  # bytes of one log that the page shows
+_TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+_ReadLogs = Depends(requires_access_dag("GET", DagAccessEntity.TASK_LOGS))
+_ConnId = Annotated[str, Query(max_length=250)]
+
+app = FastAPI(title="Rallypoint", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+@app.get("/stages/{dag_id}/{run_id}/{task_id}/{map_index}", dependencies=[_ReadLogs])
+async def stage_page(
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    attempt: Annotated[int | None, Query(ge=1)] = None,
+    log: Annotated[str | None, Query(max_length=200)] = None,
+    conn: _ConnId = DEFAULT_CONN_ID,
+) -> HTMLResponse:
+    """Show a stage to those who may read the task's logs."""
+    engine = await _engine(dag_id, run_id, task_id, map_index, conn)
+    numbers = await engine.ledger.numbers()
+    if not numbers:
+        raise HTTPException(404, f"{engine.key.text} has no attempt in {engine.store.uri}")
+    number = attempt if attempt in numbers else numbers[-1]
+    shown = await engine.inspect(number)
+    entries = [entry for number in numbers if (entry := await engine.ledger.read(number))]
+    names = sorted({process.log for process in shown.view.processes.values()})
+    text = await engine.tail(number, log if log in names else (shown.view.shown_logs() or [""])[-1], LOG_TAIL)
+    context = {
+        "key": engine.key.text,
+        "attempts": entries,
+        "entry": shown.entry,
+        "view": shown.view,
+        "state": shown.state,
+        "logs": names,
+        "log": log if log in names else (shown.view.shown_logs() or [""])[-1],
+        "text": printable(text),
+        "failure": shown.entry.outcome.failure.render() if shown.entry.outcome and shown.entry.outcome.failure else "",
+        "now": time.time(),
+        "when": _when,
+        "conn": conn,
+    }
+    return HTMLResponse(_TEMPLATES.get_template("stage.html").render(context))
+
+
+@app.get("/stages/{dag_id}/{run_id}/{task_id}/{map_index}/links/{name}", dependencies=[_ReadLogs])
+async def stage_link(
+    dag_id: str, run_id: str, task_id: str, map_index: int, name: str, conn: _ConnId = DEFAULT_CONN_ID
+) -> RedirectResponse:
+    """Send the browser on to a link that the running attempt has reported, such as the Dask dashboard."""
+    engine = await _engine(dag_id, run_id, task_id, map_index, conn)
+    numbers = await engine.ledger.numbers()
+    links: dict[str, Any] = (await engine.inspect(numbers[-1])).view.links if numbers else {}
+    if name not in links:
+        raise HTTPException(404, f"the newest attempt of {engine.key.text} has reported no link {name!r} (yet)")
+    return RedirectResponse(links[name])
+
+
+async def _engine(dag_id: str, run_id: str, task_id: str, map_index: int, conn: str) -> Engine:
+    mapped = (str(map_index),) if map_index >= 0 else ()
+    try:
+        place = await run_in_threadpool(RallypointHook(conn).get_conn)
+        return place.engine(StageKey((dag_id, run_id, task_id, *mapped)))
+    except RallypointError as error:
+        raise HTTPException(502, str(error)) from error
+
+
+def _when(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if seconds else ""

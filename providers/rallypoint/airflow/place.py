@@ -1,0 +1,160 @@
+"""Which store and launcher a task uses: its connection's, the configuration's, or a folder in Airflow's home."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.sdk import conf
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from rallypoint.errors import InvalidJobError, StoreError
+from rallypoint.launchers.registry import open_launcher
+from rallypoint.stages.engine import Engine
+from rallypoint.stages.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from airflow.sdk import Connection
+
+    from rallypoint.stages.key import StageKey
+
+DEFAULT_CONN_ID = "rallypoint_default"
+SECTION = "rallypoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a task's stage keeps its record and runs its job.
+
+    Args:
+        store: The store's URI.
+        launcher: The launcher's URI.
+        store_options: Credentials and settings of the store.
+    """
+
+    store: str
+    launcher: str
+    store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def engine(self, key: StageKey) -> Engine:
+        """Return the engine of a stage here.
+
+        Raises:
+            StoreError: The store's URI or options are wrong.
+            LaunchError: The launcher's URI is wrong.
+        """
+        return Engine(Store.open(self.store, options=self.store_options or None), key, open_launcher(self.launcher))
+
+
+def place_of(connection: Connection | None, credentials: Connection | None) -> Place:
+    """Return the place that a connection names; what it leaves out comes from ``[rallypoint]`` in the configuration.
+
+    Args:
+        connection: A connection of type ``rallypoint``; None for the configuration alone.
+        credentials: The connection of type ``aws`` that it names, for an ``s3://`` store.
+    """
+    extra = connection.extra_dejson if connection else {}
+    home = os.environ.get("AIRFLOW_HOME") or str(Path.home() / "airflow")
+    store = extra.get("store") or conf.get(SECTION, "store", fallback="") or f"{home}/rallypoint"
+    local = Store.open(store, options=_aws_options(credentials) or None).local_path
+    launcher = extra.get("launcher") or conf.get(SECTION, "launcher", fallback="")
+    if not launcher:
+        launcher = f"local://{quote(str(local or f'{home}/rallypoint'))}/runs"
+    if python := extra.get("python"):
+        launcher += f"{'&' if '?' in launcher else '?'}python={quote(python)}"
+    return Place(store=store, launcher=launcher, store_options=_aws_options(credentials))
+
+
+def credentials_id(connection: Connection | None) -> str | None:
+    """Return the id of the connection that holds the store's credentials, if one is named."""
+    value = connection.extra_dejson.get("aws_conn_id") if connection else None
+    return str(value) if value else None
+
+
+def is_default_missing(conn_id: str, error: Exception) -> bool:
+    """Return whether the error only says that nobody made the default connection, which nobody has to."""
+    return conn_id == DEFAULT_CONN_ID and isinstance(error, AirflowNotFoundException)
+
+
+def resolve_secrets(references: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of secrets that a task names by reference.
+
+    Args:
+        references: ``variable:NAME``, ``connection:ID`` (its URI) or ``env:NAME`` (of the worker), by the name of the
+            environment variable that the job gets. References, not values, because Airflow stores and shows a task's
+            arguments.
+
+    Raises:
+        InvalidJobError: A reference is of another kind, or names nothing.
+    """
+    return {name: _secret(name, reference) for name, reference in references.items()}
+
+
+def check_references(references: Mapping[str, str]) -> None:
+    """Raise `InvalidJobError` for a secret that is no reference, without reading any."""
+    for name, reference in references.items():
+        if str(reference).partition(":")[0] not in _READERS:
+            raise _bad_reference(name, "a value that is no reference")
+
+
+def _secret(name: str, reference: str) -> str:
+    kind, _, which = reference.partition(":")
+    if kind not in _READERS:
+        raise _bad_reference(name, "a value that is no reference")
+    value = _READERS[kind](which)
+    if value is None:
+        raise _bad_reference(name, reference)
+    return value
+
+
+def _bad_reference(name: str, got: str) -> InvalidJobError:
+    expected = '"variable:NAME", "connection:ID" or "env:NAME" of something that exists'
+    return InvalidJobError("secrets", name, got=got, expected=expected)
+
+
+def _variable(name: str) -> str | None:
+    from airflow.sdk import Variable  # noqa: PLC0415 - read in a task only
+
+    value: Any = Variable.get(name, default=None)
+    return None if value is None else str(value)
+
+
+def _connection(conn_id: str) -> str | None:
+    from airflow.sdk import Connection  # noqa: PLC0415 - read in a task only
+
+    try:
+        return str(Connection.get(conn_id).get_uri())
+    except AirflowNotFoundException:
+        return None
+
+
+_READERS: dict[str, Callable[[str], str | None]] = {
+    "variable": _variable,
+    "connection": _connection,
+    "env": os.environ.get,
+}
+
+
+def _aws_options(connection: Connection | None) -> dict[str, str]:
+    if connection is None:
+        return {}
+    extra = connection.extra_dejson
+    if extra.get("role_arn"):
+        msg = (
+            f"the connection {connection.conn_id!r} assumes a role, which a Rallypoint store does not do from a "
+            "connection: leave aws_conn_id out and let boto3's chain (AWS_PROFILE, instance role) assume it"
+        )
+        raise StoreError(msg)
+    options = {
+        "aws_access_key_id": connection.login,
+        "aws_secret_access_key": connection.password,
+        "aws_session_token": extra.get("aws_session_token"),
+        "region": extra.get("region_name"),
+        "endpoint_url": extra.get("endpoint_url"),
+    }
+    return {name: str(value) for name, value in options.items() if value}
