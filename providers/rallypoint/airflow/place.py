@@ -61,13 +61,13 @@ def place_of(connection: Connection | None, credentials: Connection | None) -> P
     extra = connection.extra_dejson if connection else {}
     home = os.environ.get("AIRFLOW_HOME") or str(Path.home() / "airflow")
     store = extra.get("store") or conf.get(SECTION, "store", fallback="") or f"{home}/rallypoint"
-    local = Store.open(store, options=_aws_options(credentials) or None).local_path
+    opened = Store.open(store, options=_aws_options(credentials) or None)
     launcher = extra.get("launcher") or conf.get(SECTION, "launcher", fallback="")
     if not launcher:
-        launcher = f"local://{quote(str(local or f'{home}/rallypoint'))}/runs"
+        launcher = f"local://{quote(str(opened.local_path or f'{home}/rallypoint'))}/runs"
     if python := extra.get("python"):
         launcher += f"{'&' if '?' in launcher else '?'}python={quote(python)}"
-    return Place(store=store, launcher=launcher, store_options=_aws_options(credentials))
+    return Place(store=opened.uri, launcher=launcher, store_options=_aws_options(credentials))
 
 
 def credentials_id(connection: Connection | None) -> str | None:

@@ -54,10 +54,11 @@ def _say(log: Log, event: Event) -> None:
         world = f", rank {data.get('rank')} of {data.get('world_size')}" if data.get("kind") == "rank" else ""
         log.info("%s opened on %s (pid %s%s)", event.process, data.get("host"), data.get("pid"), world)
     elif event.kind == "artifact":
-        log.info("%s saved: %s", data.get("kind"), printable(str(data.get("uri"))))
+        size, what = data.get("bytes"), f"{data.get('kind')} {data.get('name')}"
+        log.info("%s saved, %s bytes", printable(what), f"{size:,}" if isinstance(size, int) else "?")
     elif event.kind == "link":
         log.info("%s: %s", printable(str(data.get("name"))), printable(str(data.get("url"))))
-    elif event.kind == "failed" and not data.get("secondary"):
+    elif event.kind == "failed" and not data.get("secondary") and not (data.get("seen_by") and data.get("message")):
         rank = f"rank {data['rank']}" if "rank" in data else event.process
         what = ": ".join(str(data[key]) for key in ("signal", "exception", "message") if data.get(key))
         log.warning("%s failed: %s", rank, printable(what)[:_MAX_LINE])

@@ -154,7 +154,7 @@ class Engine:
             state, last = await self._state(last)
             changed = changed_parts(last.record.fingerprint, fingerprint) if last else ()
             decision = decide(state, _intent(last, request), changed=changed, resume=request.resume)
-            log.info("stage %s: %s", self.key.text, decision.why)
+            log.debug("stage %s: %s", self.key.text, decision.why)
             if last and decision.action is Action.RETURN:
                 return Started(attempt=_attempt(last), decision=decision)
             if last and decision.action is Action.REATTACH:

@@ -71,7 +71,7 @@ _STALLED = _Row(
     "stalled", Kind.RETRYABLE, "look at what the processes were waiting in; raise stall_timeout if it was busy"
 )
 _LOST = _Row("lost", Kind.RETRYABLE, "the host was restarted or its processes killed; the retry continues")
-_SILENT = _Row("ended without a word", Kind.UNKNOWN, "look for os._exit or a native crash at the exit of the code")
+_SILENT = _Row("ended without a word", Kind.UNKNOWN, "look for os._exit or a native crash at exit")
 _CANCELLED = _Row("cancelled", Kind.CANCELLED, "clear the task to continue from the last checkpoint")
 _PREFLIGHT = _Row("cannot run here", Kind.USER, "correct what the message names, then clear the task")
 _LAUNCH = _Row("could not be launched", Kind.RETRYABLE, "see the message")

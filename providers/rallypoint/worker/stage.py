@@ -151,33 +151,37 @@ class Stage:
     # Artifacts, progress, result ------------------------------------------------------------------------------------
 
     def save_artifact(self, source: str | os.PathLike[str] | Callable[[str], object], name: str | None = None) -> str:
-        """Keep a file or a folder under the stage's generation, whole or not at all.
+        """Keep a file or a folder under the stage's generation, whole or not at all. Rank 0 writes.
 
         Args:
             source: A file, a folder, or a function that is called with an empty folder and writes into it.
             name: The artifact's name; the file's or folder's own by default.
 
         Returns:
-            Its URI, small enough for XCom.
+            Its URI, small enough for XCom. Other ranks write nothing, and theirs is without the version that a bucket
+            adds: the stage's result is rank 0's.
+
+        Raises:
+            ValueError: The source is a function and there is no name.
         """
-        if callable(source):
-            folder = self._storage.scratch()
-            source(folder)
-            if name is None:
-                msg = "save_artifact(function): got no name, expected save_artifact(function, name='…')"
-                raise ValueError(msg)
-            uri = self._storage.commit(folder, f"{_ARTIFACTS}/{name}")
-            size = 0
+        if callable(source) and name is None:
+            msg = "save_artifact(function): got no name, expected save_artifact(function, name='…')"
+            raise ValueError(msg)
+        if self.rank != 0:
+            return f"{self._data_uri}/{_ARTIFACTS}/{name or os.path.basename(os.path.abspath(os.fspath(source)))}"
+        if not callable(source) and os.path.isfile(source):
+            name = name or os.path.basename(source)
+            size = os.path.getsize(source)
+            uri = self._storage.commit_file(os.fspath(source), f"{_ARTIFACTS}/{name}")
         else:
-            path = os.fspath(source)
-            name = name or os.path.basename(os.path.abspath(path))
-            size = _size(path)
-            if os.path.isdir(path):
-                folder = self._storage.scratch()
-                shutil.copytree(path, folder, dirs_exist_ok=True)
-                uri = self._storage.commit(folder, f"{_ARTIFACTS}/{name}")
+            folder = self._storage.scratch()
+            if callable(source):
+                source(folder)
             else:
-                uri = self._storage.commit_file(path, f"{_ARTIFACTS}/{name}")
+                name = name or os.path.basename(os.path.abspath(source))
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+            size = _size(folder)
+            uri = self._storage.commit(folder, f"{_ARTIFACTS}/{name}")
         writer().write("artifact", kind="artifact", name=name, uri=uri, bytes=size)
         return uri
 
@@ -230,10 +234,8 @@ def _number(name: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _size(path: str) -> int:
-    if os.path.isfile(path):
-        return os.path.getsize(path)
-    return sum(os.path.getsize(os.path.join(folder, file)) for folder, _, files in os.walk(path) for file in files)
+def _size(folder: str) -> int:
+    return sum(os.path.getsize(os.path.join(where, file)) for where, _, files in os.walk(folder) for file in files)
 
 
 @lru_cache(maxsize=1)

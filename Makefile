@@ -1,0 +1,40 @@
+# `make demo` runs the pipeline on a private Airflow; `make test` runs all tests. Both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := airflow,torch,dask,s3,examples
+
+.PHONY: demo demo-stop test lint types contracts check install clean screenshot
+
+demo: $(STAMP)
+	$(BIN)/python devtools/demo.py $(if $(KEEP),--keep) $(DEMO_ARGS)
+
+demo-stop: $(STAMP)
+	$(BIN)/python devtools/demo.py --stop
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+contracts: $(STAMP)
+	$(BIN)/lint-imports
+
+check: lint types contracts test
+
+install: $(STAMP)
+
+# The lock is a constraint, so that a torch wheel from a local folder satisfies it; elsewhere uv takes the CPU build.
+$(STAMP): pyproject.toml constraints.txt devtools/install.sh
+	PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) sh devtools/install.sh $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo .test dist build

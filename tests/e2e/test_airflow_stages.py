@@ -1,0 +1,129 @@
+"""Stages in a real Airflow: what a user sees, clears and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import httpx
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+
+def test_a_deferred_stage_delivers_its_result_links_and_log(airflow, witness):
+    run = airflow.start("deferred", {"witness": str(witness), "epochs": 4})
+    airflow.wait_for_step("deferred", run, "train", 1)
+    # The link is there while the job runs, and shows it.
+    (link,) = airflow.api.links("deferred", run, "train").values()
+    page = httpx.get(airflow.instance.url + link, timeout=30).text
+    assert "running" in page
+    assert "step" in page
+    airflow.api.wait_for_run("deferred", run, timeout=120)
+    assert airflow.api.xcom("deferred", run, "train") == {"first": 0, "epochs": 4, "attempt": 1}
+    log = airflow.api.log("deferred", run, "train")
+    assert "first attempt" in log
+    assert "progress: step 4/4" in log
+    assert "[rank-0.r0] epoch 4 of 4" in log
+    assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0"]
+
+
+def test_clearing_a_failed_stage_continues_from_its_last_checkpoint(airflow, witness):
+    fail = witness.with_name(f"{witness.name}.fail")
+    fail.touch()
+    run = airflow.start("deferred", {"witness": str(witness)})
+    airflow.api.wait_for_run("deferred", run, state="failed", timeout=120)
+    log = airflow.api.log("deferred", run, "train")
+    assert "rank 0 on" in log
+    assert "RuntimeError: the file says to fail" in log
+    assert "what to do:" in log
+    fail.unlink()
+    airflow.api.clear("deferred", run, ["train"])
+    airflow.api.wait_for_run("deferred", run, timeout=120)
+    assert airflow.api.xcom("deferred", run, "train") == {"first": 3, "epochs": 6, "attempt": 2}
+    assert "continuing from its last checkpoint" in airflow.api.log("deferred", run, "train")
+    assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0", "attempt 2 rank 0 first 3"]
+
+
+def test_clearing_a_succeeded_stage_starts_from_scratch(airflow, witness):
+    run = airflow.start("deferred", {"witness": str(witness), "epochs": 2})
+    airflow.api.wait_for_run("deferred", run, timeout=120)
+    airflow.api.clear("deferred", run, ["train"])
+    airflow.api.wait_for_run("deferred", run, timeout=120)
+    assert airflow.api.xcom("deferred", run, "train") == {"first": 0, "epochs": 2, "attempt": 2}
+    generations = [one.entry.record.generation for one in airflow.attempts("deferred", run, "train")]
+    assert generations == [1, 2]
+
+
+def test_clearing_a_deferred_stage_stops_its_job_and_continues(airflow, witness):
+    run = airflow.start("deferred", {"witness": str(witness), "epochs": 8})
+    before = airflow.wait_for_step("deferred", run, "train", 2)
+    airflow.api.clear("deferred", run, ["train"])
+    airflow.api.wait_for_run("deferred", run, timeout=120)
+    result = airflow.api.xcom("deferred", run, "train")
+    assert result["attempt"] == 2
+    assert result["first"] >= 2
+    first, second = airflow.attempts("deferred", run, "train")
+    assert first.state == "cancelled"
+    assert second.state == "succeeded"
+    assert not airflow.jobs_alive(before.entry.record.id)
+    assert len(witness.read_text().splitlines()) == 2
+
+
+def test_a_killed_worker_leads_to_reattachment_with_one_job_and_its_result(airflow, witness):
+    run = airflow.start("synchronous", {"witness": str(witness), "epochs": 45})
+    airflow.wait_for_step("synchronous", run, "train", 2)
+    task = airflow.api.task_instance("synchronous", run, "train")
+    process = airflow.instance.task_process(task.id)
+    for victim in (process.parent(), process):
+        os.kill(victim.pid, signal.SIGKILL)
+    airflow.api.wait_for_run("synchronous", run, timeout=240)
+    assert airflow.api.xcom("synchronous", run, "train") == {"first": 0, "epochs": 45, "attempt": 1}
+    assert "reattached" in airflow.api.log("synchronous", run, "train", 2)
+    assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0"]
+
+
+def test_clearing_a_stage_while_its_worker_waits_stops_the_job_and_continues(airflow, witness):
+    run = airflow.start("synchronous", {"witness": str(witness), "epochs": 12})
+    airflow.wait_for_step("synchronous", run, "train", 2)
+    airflow.api.clear("synchronous", run, ["train"])
+    airflow.api.wait_for_run("synchronous", run, timeout=120)
+    result = airflow.api.xcom("synchronous", run, "train")
+    assert result["attempt"] == 2
+    assert result["first"] >= 2
+    assert airflow.attempts("synchronous", run, "train")[0].state == "cancelled"
+
+
+def test_the_execution_timeout_of_a_deferred_stage_stops_its_job(airflow, witness):
+    run = airflow.start("limited", {"witness": str(witness), "epochs": 600})
+    airflow.api.wait_for_run("limited", run, state="failed", timeout=120)
+    assert "execution_timeout" in airflow.api.log("limited", run, "train")
+    (attempt,) = airflow.attempts("limited", run, "train")
+    assert attempt.state == "cancelled"
+    assert not airflow.jobs_alive(attempt.entry.record.id)
+
+
+def test_a_mistake_in_a_job_is_an_import_error_of_the_dag_file(airflow):
+    errors = airflow.api.wait_until(
+        lambda: next((text for file, text in airflow.api.import_errors().items() if "broken" in file), None),
+        "the import error of broken.py",
+        timeout=60,
+    )
+    assert "TorchElastic(nnodes=…): got '4:1', expected" in errors
+
+
+@pytest.mark.parametrize(
+    ("extra", "status", "words"),
+    [
+        ({"store": "{home}/another-store"}, True, "can be written"),
+        ({"store": "ftp://somewhere/else"}, False, "ftp://somewhere/else"),
+        ({"store": "/proc/no/such"}, False, "/proc/no/such"),
+    ],
+)
+def test_the_test_button_of_a_connection_tells_whether_it_works(airflow, extra, status, words):
+    extra = {name: value.format(home=airflow.instance.home) for name, value in extra.items()}
+    body = {"connection_id": "rallypoint_test", "conn_type": "rallypoint", "extra": json.dumps(extra)}
+    answer = airflow.api.request("POST", "/connections/test", json=body)
+    assert answer["status"] is status
+    assert words in answer["message"]

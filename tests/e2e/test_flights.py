@@ -1,0 +1,47 @@
+"""The example pipeline, end to end: data, training and evaluation in a real Airflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def test_the_pipeline_runs_green_and_its_model_triggers_another_dag(airflow):
+    airflow.api.wait_until_parsed("flights_on_new_model")
+    airflow.api.unpause("flights_on_new_model")
+    run = airflow.start("flights", {"epochs": 2, "fraction": 0.3})
+    airflow.api.wait_for_run("flights", run, timeout=400)
+    verdict = airflow.api.xcom("flights", run, "evaluate")
+    assert verdict["passed"] is True
+    model = airflow.api.xcom("flights", run, "train")
+    assert model["epochs"] == 2
+    triggered = airflow.api.wait_until(
+        lambda: next(iter(airflow.api.dag_runs("flights_on_new_model")), None),
+        "the run that the model triggers",
+        timeout=60,
+    )
+    airflow.api.wait_for_run("flights_on_new_model", triggered.run_id, timeout=60)
+    seen = airflow.api.xcom("flights_on_new_model", triggered.run_id, "announce")
+    assert seen["uri"] == model["model"]
+    assert "val_auc" in seen["metrics"]
+
+
+def test_clearing_a_training_whose_rank_was_killed_continues_it(airflow):
+    run = airflow.start("small_flights")
+    snapshot = airflow.wait_for_step("small_flights", run, "train", 2)
+    (rank,) = [process for process in snapshot.view.last_round if process.rank == 1]
+    os.kill(rank.pid, signal.SIGKILL)
+    airflow.api.wait_for_run("small_flights", run, state="failed", timeout=120)
+    log = airflow.api.log("small_flights", run, "train")
+    assert "rank 1 on" in log
+    assert "SIGKILL" in log
+    airflow.api.clear("small_flights", run, ["train"])
+    airflow.api.wait_for_run("small_flights", run, timeout=240)
+    assert airflow.api.xcom("small_flights", run, "train")["first_epoch"] >= 2
+    log = airflow.api.log("small_flights", run, "train")
+    assert "continuing from its last checkpoint" in log
+    assert "epoch 1/40 " not in log
