@@ -4,6 +4,7 @@
 """
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -23,6 +24,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from rallypoint.stages.engine import Engine
+from rallypoint.stages.key import StageKey
+from rallypoint.stages.store import Store
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 METRICS_TASK = "evaluate"
 _POLL_SECONDS = 0.5
@@ -39,7 +44,7 @@ _STATE_STYLES = {
 
 
 def stage_progress(store: Path, dag_id: str, run_id: str, task_id: str) -> str | None:
-    """Return how far the stage of a task is, as its job reported it: "epoch 3 of 10, loss 0.41".
+    """Return how far the stage of a task is, as its job reported it: "epoch 3/10 loss=0.41".
 
     Args:
         store: The folder of Rallypoint's store.
@@ -50,8 +55,13 @@ def stage_progress(store: Path, dag_id: str, run_id: str, task_id: str) -> str |
     Returns:
         The progress, None if the task is no stage or its job has not reported any.
     """
-    del store, dag_id, run_id, task_id  # not wired to the store yet
-    return None
+
+    async def read() -> str | None:
+        engine = Engine(Store.open(store), StageKey((dag_id, run_id, task_id)))
+        numbers = await engine.ledger.numbers()
+        return (await engine.inspect(numbers[-1])).view.progress_line or None if numbers else None
+
+    return asyncio.run(read())
 
 
 class Board:

@@ -59,13 +59,14 @@ async def stage_page(
         "state": shown.state,
         "logs": names,
         "log": log if log in names else (shown.view.shown_logs() or [""])[-1],
-        "text": printable(text),
+        "text": text,
         "failure": shown.entry.outcome.failure.render() if shown.entry.outcome and shown.entry.outcome.failure else "",
         "now": time.time(),
         "when": _when,
         "conn": conn,
     }
-    return HTMLResponse(_TEMPLATES.get_template("stage.html").render(context))
+    # Jinja makes HTML inert, `printable` the escapes that a terminal would obey when somebody saves the page.
+    return HTMLResponse(printable(_TEMPLATES.get_template("stage.html").render(context)))
 
 
 @app.get("/stages/{dag_id}/{run_id}/{task_id}/{map_index}/links/{name}", dependencies=[_ReadLogs])

@@ -48,6 +48,7 @@ class AttemptView:
     processes: dict[str, ProcessView] = field(default_factory=dict)
     step: int | None = None
     total: int | None = None
+    unit: str = "step"
     metrics: dict[str, Any] = field(default_factory=dict)
     reported: float | None = None
     artifacts: list[dict[str, Any]] = field(default_factory=list)
@@ -65,10 +66,10 @@ class AttemptView:
 
     @property
     def progress_line(self) -> str:
-        """Progress and metrics in one line, such as ``step 3/10 loss=0.412``; empty if nothing was reported."""
+        """Progress and metrics in one line, such as ``epoch 3/10 loss=0.412``; empty if nothing was reported."""
         words = []
         if self.step is not None:
-            words.append(f"step {self.step}/{self.total}" if self.total else f"step {self.step}")
+            words.append(f"{self.unit} {self.step}/{self.total}" if self.total else f"{self.unit} {self.step}")
         words += [f"{name}={_short(value)}" for name, value in self.metrics.items()]
         return " ".join(words)
 
@@ -104,6 +105,7 @@ class AttemptView:
 
     def _on_progress(self, event: Event) -> None:
         self.step, self.total = _number(event.data, "step"), _number(event.data, "total")
+        self.unit = _text(event.data, "unit")[:40] or "step"
         self._on_metrics(event)
 
     def _on_metrics(self, event: Event) -> None:

@@ -185,12 +185,13 @@ class Stage:
         writer().write("artifact", kind="artifact", name=name, uri=uri, bytes=size)
         return uri
 
-    def report(self, *, step: int | None = None, total: int | None = None, **metrics: Any) -> None:
+    def report(self, *, step: int | None = None, total: int | None = None, unit: str = "step", **metrics: Any) -> None:
         """Report progress and metrics; they are shown live in the orchestrator. Rank 0 reports, others return at once.
 
         Args:
             step: How much is done, such as epochs or batches.
             total: How much there is to do, in the same unit.
+            unit: What is counted, such as ``"epoch"``.
             **metrics: Names and numbers, such as ``loss=0.3``.
         """
         if self.rank != 0:
@@ -199,7 +200,8 @@ class Stage:
         if step is None:
             writer().write("metrics", metrics=values)
         else:
-            writer().write("progress", step=int(step), total=None if total is None else int(total), metrics=values)
+            most = None if total is None else int(total)
+            writer().write("progress", step=int(step), total=most, unit=unit, metrics=values)
 
     def link(self, name: str, url: str) -> None:
         """Show a link, such as a dashboard's, in the orchestrator's UI while the stage runs."""

@@ -1,6 +1,6 @@
-"""Stages that the tests trigger, clear and kill. Their functions use the standard library alone, so that they start fast.
+"""Stages that the tests trigger, clear and kill, with functions of the standard library alone.
 
-Every process of a job appends a line to a witness file, which no ledger of ours writes: what really ran is counted there.
+Every process of a job appends a line to a witness file: what really ran is counted there, not in our own ledger.
 """
 
 from __future__ import annotations

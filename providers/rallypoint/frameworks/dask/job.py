@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rallypoint.errors import InvalidJobError
-from rallypoint.spec.gang import Macro, Role
+from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.job import Job
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ class DaskCluster:
         if self.adaptive and not 0 <= self.adaptive[0] <= self.adaptive[1]:
             raise InvalidJobError("DaskCluster", "adaptive", got=self.adaptive, expected="(min, max), 0 ≤ min ≤ max")
         try:
-            json.dumps(dict(self.kwargs))
+            text = json.dumps(dict(self.kwargs))
         except (TypeError, ValueError) as error:
             raise InvalidJobError("DaskCluster", "kwargs", got=self.kwargs, expected="JSON values") from error
+        if has_macro(text):
+            raise InvalidJobError("DaskCluster", "kwargs", got=self.kwargs, expected="values without ${rallypoint:…}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the cluster as a JSON object."""
@@ -77,7 +79,7 @@ class DaskJob(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.cluster, str) and not _ADDRESS.match(self.cluster):
+        if isinstance(self.cluster, str) and (has_macro(self.cluster) or not _ADDRESS.match(self.cluster)):
             expected = 'a scheduler\'s address such as "tcp://10.0.0.5:8786", a DaskCluster, or None'
             raise self.invalid("cluster", self.cluster, expected)
         if self.connect_timeout <= 0:

@@ -38,12 +38,12 @@ def write_partitions(frame: dask.dataframe.DataFrame, name: str) -> str:
     done = set(storage.names(f"partitions/{name}"))
     missing = [(part, number) for number, part in enumerate(parts) if names[number] not in done]
     print(f"{name}: {len(missing)} of {len(parts)} partitions to compute, {len(parts) - len(missing)} are there")  # noqa: T201
-    here.report(step=len(parts) - len(missing), total=len(parts))
+    here.report(step=len(parts) - len(missing), total=len(parts), unit=f"{name} partition")
     write = delayed(_write, pure=False)
     futures = get_client().compute([write(part, here.data_uri, f"partitions/{name}/{names[n]}") for part, n in missing])
     for count, future in enumerate(as_completed(futures), start=len(parts) - len(missing) + 1):
         future.result()
-        here.report(step=count, total=len(parts))
+        here.report(step=count, total=len(parts), unit=f"{name} partition")
 
     def gather(folder: str) -> None:
         for part in names:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from rallypoint.spec.gang import Macro, Role
+from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.job import Job
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ class TorchElastic(Job):
             raise self.invalid("rdzv_timeout", self.rdzv_timeout, "seconds above 0")
         if self.rdzv_backend not in _BACKENDS:
             raise self.invalid("rdzv_backend", self.rdzv_backend, f"one of {', '.join(_BACKENDS)}")
+        for name in ("rdzv_endpoint", "rdzv_conf"):
+            if has_macro(str(getattr(self, name))):
+                raise self.invalid(name, getattr(self, name), "text without ${rallypoint:…}")
         if self.start_method not in _START_METHODS:
             raise self.invalid("start_method", self.start_method, f"one of {', '.join(_START_METHODS)}")
 
