@@ -17,7 +17,7 @@ def flights_on_new_model() -> None:
     def announce(triggering_asset_events: dict[Any, Any] | None = None) -> dict[str, Any]:
         events = [event for found in (triggering_asset_events or {}).values() for event in found]
         extra: dict[str, Any] = dict(events[-1].extra)
-        print(f"a new model: {extra['uri']} with {extra['metrics']}")  # noqa: T201 - the task's log
+        print(f"a new model: {extra['uri']} with {extra['metrics']}")
         return extra
 
     announce()

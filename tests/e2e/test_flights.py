@@ -13,12 +13,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 def test_the_pipeline_runs_green_and_its_model_triggers_another_dag(airflow):
     airflow.api.wait_until_parsed("flights_on_new_model")
     airflow.api.unpause("flights_on_new_model")
-    run = airflow.start("flights", {"epochs": 2, "fraction": 0.3})
+    run = airflow.start("flights", {"epochs": 4})
     airflow.api.wait_for_run("flights", run, timeout=400)
     verdict = airflow.api.xcom("flights", run, "evaluate")
     assert verdict["passed"] is True
     model = airflow.api.xcom("flights", run, "train")
-    assert model["epochs"] == 2
+    assert model["epochs"] == 4
     triggered = airflow.api.wait_until(
         lambda: next(iter(airflow.api.dag_runs("flights_on_new_model")), None),
         "the run that the model triggers",
@@ -45,3 +45,18 @@ def test_clearing_a_training_whose_rank_was_killed_continues_it(airflow):
     log = airflow.api.log("small_flights", run, "train")
     assert "continuing from its last checkpoint" in log
     assert "epoch 1/40 " not in log
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "task_id", "expected"),
+    [
+        ("example_torch_operator", "train", {"loss"}),
+        ("example_torch_decorator", "sum_of_ranks", {"total", "world_size"}),
+        ("example_dask_operator", "count", {"digits"}),
+        ("example_dask_decorator", "squares", {"table"}),
+    ],
+)
+def test_every_example_of_the_documentation_runs(airflow, dag_id, task_id, expected):
+    run = airflow.start(dag_id)
+    airflow.api.wait_for_run(dag_id, run, timeout=200)
+    assert expected <= airflow.api.xcom(dag_id, run, task_id).keys()
