@@ -13,8 +13,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -146,38 +146,29 @@ class LocalLauncher:
                 raise PreflightError(msg)
 
     def _prepare(self, gang: Gang, attempt: str) -> None:
-        """Make the run folder, whole or not at all; the first caller's stands."""
+        """Make the run folder; with ``processes.json``, which is written last, it is whole.
+
+        Nothing in it is ever moved or removed: others prepare it, or cancel the attempt, at the same time.
+        """
         folder = self._folder(attempt)
         if (folder / "processes.json").exists():
             return
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{attempt}-", dir=self.root))
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             msg = f"cannot write to the launcher's folder {self.root}: {error.strerror}; correct it in the connection"
             raise PreflightError(msg) from error
+        spec = place(gang, attempt=attempt, run_dir=str(folder), python=gang.python or self.python)
         try:
-            draft.chmod(0o755)
-            (draft / "logs").mkdir()
-            (draft / "work").mkdir()
+            for name in ("logs", "work"):
+                (folder / name).mkdir(exist_ok=True)
             for name, data in gang.files.items():
-                target = draft / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
-            spec = place(gang, attempt=attempt, run_dir=str(folder), python=gang.python or self.python)
-            (draft / "processes.json").write_text(json.dumps(spec | {"grace": GRACE, "py_spy": _py_spy()}))
-            (draft / "gang.json").write_text(json.dumps(gang.to_json(), indent=1))
-            if folder.exists():  # a cancel came first and left its word there
-                with suppress(FileNotFoundError):
-                    (folder / "cancel.json").rename(draft / "cancel.json")
-                folder.rmdir()
-            draft.rename(folder)
+                _write_whole(folder / name, data)
+            _write_whole(folder / "gang.json", json.dumps(gang.to_json(), indent=1).encode())
+            _write_whole(folder / "processes.json", json.dumps(spec | {"grace": GRACE, "py_spy": _py_spy()}).encode())
         except OSError as error:
-            if not (folder / "processes.json").exists():
-                msg = f"could not prepare the run folder {folder}: {error}"
-                raise LaunchError(msg) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            msg = f"could not prepare the run folder {folder}: {error}"
+            raise LaunchError(msg) from error
 
     def _start_supervisor(self, gang: Gang, attempt: str) -> None:
         folder = self._folder(attempt)
@@ -236,6 +227,7 @@ class LocalLauncher:
         chunks = []
         for file in sorted((self._folder(attempt) / "logs").glob("[!.]*.log")):
             start, size = cursor.offsets.get(file.stem, cursor.others), file.stat().st_size
+            from_end = start is not None and start < 0
             if start is not None and start < 0:
                 start = max(0, size + start)
             if start is None or size <= start:
@@ -243,7 +235,7 @@ class LocalLauncher:
             with file.open("rb") as log:
                 log.seek(start)
                 data = log.read(CHUNK)
-            if b"\n" in data:
+            if b"\n" in data and not from_end:  # the end of a log is wanted with its unfinished line
                 data = data[: data.rindex(b"\n") + 1]
             chunks.append(LogChunk(file.stem, data, start + len(data)))
         return chunks
@@ -258,6 +250,13 @@ def _ended(final: dict[str, Any]) -> Status:
         for end in final["processes"]
     )
     return Status(Phase.ENDED, final["reason"], processes, final["message"])
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    draft.write_bytes(data)
+    draft.replace(path)
 
 
 def _kill_stragglers(attempt: str) -> None:

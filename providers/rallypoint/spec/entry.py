@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import os
 import site
@@ -48,7 +50,7 @@ class Script:
 
     def command(self) -> tuple[str, ...]:
         """The words that `rallypoint.worker.entry.run_entry` takes."""
-        return ("script", self.path, *_words(self.args))
+        return ("script", *_words((self.path, *self.args)))
 
     def files(self) -> dict[str, bytes]:
         """What has to be shipped with the gang."""
@@ -78,7 +80,7 @@ class Module:
 
     def command(self) -> tuple[str, ...]:
         """The words that `rallypoint.worker.entry.run_entry` takes."""
-        return ("module", self.name, *_words(self.args))
+        return ("module", *_words((self.name, *self.args)))
 
     def files(self) -> dict[str, bytes]:
         """What has to be shipped with the gang."""
@@ -217,8 +219,23 @@ def _words(args: Sequence[str]) -> tuple[str, ...]:
 
 
 def canonical(value: Any) -> bytes:
-    """Return bytes that are equal for equal arguments: sorted JSON where it is JSON, a pickle otherwise."""
+    """Return bytes that are equal for equal arguments, in every process: sorted JSON, and pickles where that ends."""
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_stand_in).encode()
     except (TypeError, ValueError):
         return bytes(cloudpickle.dumps(value))
+
+
+def _stand_in(value: Any) -> Any:
+    """Return JSON that is the same in every process for a value that is none.
+
+    Pickles of sets differ between processes by the order of their items, those of a DAG file's own classes by an id.
+    """
+    if isinstance(value, set | frozenset):
+        return {"set": sorted(canonical(item).decode(errors="backslashreplace") for item in value)}
+    if inspect.isroutine(value) or isinstance(value, type):
+        return {"name": f"{_module_label(value)}.{value.__qualname__}"}
+    module = sys.modules.get(type(value).__module__)
+    if hasattr(value, "__dict__") and (module is None or module.__name__ == "__main__" or not _importable(module)):
+        return {"class": type(value).__qualname__, "state": vars(value)}
+    return {"pickle": hashlib.sha256(cloudpickle.dumps(value)).hexdigest()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -59,11 +60,19 @@ class Job(ABC):
             raise self.invalid("keep_checkpoints", self.keep_checkpoints, "1 or more")
         if self.stall_timeout is not None and self.stall_timeout <= 0:
             raise self.invalid("stall_timeout", self.stall_timeout, "seconds above 0, or None to wait for ever")
-        for name, value in {**self.env, **self.secrets}.items():
-            if name.startswith(_RESERVED) or "=" in name or not name:
+        for name in (*self.env, *self.secrets):
+            if name.startswith(_RESERVED) or "=" in name or "\0" in name or not name:
                 raise self.invalid("env", name, f"a variable's name that does not start with {_RESERVED}")
-            if isinstance(value, str) and has_macro(value):
-                raise self.invalid("env", value, "a value without ${rallypoint:…}")
+        for name, text in self.env.items():
+            if not isinstance(text, str) or has_macro(text) or "\0" in text:
+                raise self.invalid("env", {name: text}, "text without NUL and without ${rallypoint:…}")
+        for name, secret in self.secrets.items():
+            if "\0" in (secret.reveal() if isinstance(secret, Secret) else secret):
+                raise self.invalid("secrets", name, "a value without NUL")
+        try:
+            json.dumps(dict(self.params))
+        except (TypeError, ValueError) as error:
+            raise self.invalid("params", self.params, f"JSON values ({error})") from error
 
     def invalid(self, name: str, got: object, expected: str, fix: str = "") -> InvalidJobError:
         """Return the error for one wrong parameter of this job."""

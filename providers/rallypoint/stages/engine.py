@@ -97,7 +97,7 @@ class Snapshot:
     """An attempt as it stands now, for people to look at.
 
     Args:
-        entry: What the ledger holds.
+        entry: What the ledger holds; of an attempt that has ended unseen, with the outcome that it has yet to record.
         view: What its processes have said.
         state: Where it stands.
     """
@@ -240,14 +240,18 @@ class Engine:
             LookupError: There is no attempt of that number.
         """
         entry = await self._entry(number)
-        state = entry.outcome.state if entry.outcome else State.PENDING
+        handle, status = entry.handle, None
         if entry.outcome is None:
             launcher = self._launcher_of(entry.record.launcher)
-            handle = entry.handle or await launcher.find(entry.record.id)
-            if handle is not None:
-                running = (await launcher.poll(handle)).phase is Phase.RUNNING
-                state = State.LIVE if running else State.LOST
-        return Snapshot(entry=entry, view=await self._read_all(entry.record), state=state)
+            handle = handle or await launcher.find(entry.record.id)
+            status = await launcher.poll(handle) if handle else None
+        view = await self._read_all(entry.record)
+        state = State.PENDING if status is None else State.LIVE
+        if handle and status and status.phase is not Phase.RUNNING:
+            # It has ended and nobody has recorded how: shown is what the next try will record.
+            status = replace(status, message=entry.cancel_asked or status.message)
+            entry = replace(entry, outcome=await self._outcome(entry.record, handle, status, view))
+        return Snapshot(entry=entry, view=view, state=entry.outcome.state if entry.outcome else state)
 
     async def tail(self, number: int, process: str, size: int) -> str:
         """Return the end of one process's log.
@@ -358,11 +362,14 @@ class Engine:
         await self._conclude(entry.record, handle, status, await self._read_all(entry.record))
 
     async def _conclude(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
+        return await self.ledger.conclude(record.number, await self._outcome(record, handle, status, view))
+
+    async def _outcome(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
         outcome = judge(status, view, attempt=record.id, logs=f"rallypoint logs {record.id} --store {self.store.uri}")
         if outcome.failure and outcome.failure.process:
             lines = await self._last_lines(handle, view, outcome.failure.process)
             outcome = with_last_lines(outcome, lines)
-        return await self.ledger.conclude(record.number, outcome)
+        return outcome
 
     async def _last_lines(self, handle: Handle, view: AttemptView, process: str) -> list[str]:
         logs = [p.log for p in view.last_round if process == f"rank {p.rank}"] or [process]

@@ -7,6 +7,7 @@ said, never believed and never the reader's end.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +89,22 @@ def _parse(name: str, line: bytes) -> Event:
         return _rejected(name, "a line that is no JSON")
     if not isinstance(value, dict) or value.pop("v", None) != 1:
         return _rejected(name, "a line that is no event of version 1")
-    kind, time = value.pop("event", None), value.pop("t", None)
+    kind, time = value.pop("event", None), _seconds(value.pop("t", None))
     value.pop("process", None)
-    if not isinstance(kind, str) or not isinstance(time, int | float):
+    if not isinstance(kind, str) or time is None:
         return _rejected(name, "an event without a kind or a time")
     # The file says who wrote it; a bucket's file is continued in numbered parts.
     process = name.removesuffix(".jsonl")
     base, _, part = process.rpartition(".")
-    return Event(kind, base if base and part.isdigit() else process, float(time), value)
+    return Event(kind, base if base and part.isdigit() else process, time, value)
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        time = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # JSON's integers have no limit, a float's do
+        return None
+    return time if math.isfinite(time) else None
 
 
 def _rejected(name: str, what: str) -> Event:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from rallypoint.stages.view import AttemptView
 
 LAST_LINES = 20
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_MAX_LINE = 500  # characters of one line of a report
+_MAX_LINES = 40  # of a message or traceback
+_MAX_NAME = 200  # characters of a host, an exception's name or a signal
 
 
 class Kind(StrEnum):
@@ -119,16 +122,16 @@ class FailureReport:
         where = f"{self.process or 'the job'}{f' on {self.host}' if self.host else ''}"
         how = self.signal or (f"exit code {self.exit_code}" if self.exit_code is not None else "")
         head = f"{where}: {self.title}" + (f" ({how})" if how and how not in self.title else "")
-        first = self.message.splitlines()[0][:200] if self.message else ""
-        return printable(f"stage failed, {self.kind.value}: {': '.join(filter(None, (head, self.exception, first)))}")
+        first = next(iter(self.message.splitlines()), "")[:200]
+        return one_line(f"stage failed, {self.kind.value}: {': '.join(filter(None, (head, self.exception, first)))}")
 
     def render(self) -> str:
         """Return the report for a log: plain text, with nothing in it that a terminal would obey."""
         lines = [self.headline]
         if len(more := self.message.splitlines()) > 1 and not self.traceback:
-            lines += [f"  {line}" for line in more[1:]]
+            lines += [f"  {line}" for line in _clip(more[1:])]
         if self.traceback:
-            lines += ["", *_clip(self.traceback, 40)]
+            lines += ["", *_clip(self.traceback.rstrip().splitlines())]
         if said := self._lines_before_traceback():
             lines += ["", f"last lines of {self.process or 'the job'}:", *(f"  | {line}" for line in said)]
         if self.others:
@@ -155,7 +158,12 @@ class FailureReport:
 
 def printable(text: str) -> str:
     """Return text without terminal escapes and control characters; what a job prints may be hostile."""
-    return _CONTROL.sub("", text)
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))  # a progress bar ends its lines with \r
+
+
+def one_line(text: str) -> str:
+    """Return text without control characters and line breaks."""
+    return printable(" ".join(text.splitlines()))
 
 
 def launch_report(error: Exception, *, attempt: str, fatal: bool) -> FailureReport:
@@ -179,6 +187,8 @@ def explain(status: Status, view: AttemptView, *, attempt: str, logs: str, silen
         return _report(_CANCELLED, message=status.message, **base)
     if status.reason == "stalled":
         return _report(_STALLED, message=status.message, **base)
+    if status.reason == "error":
+        return _report(_LAUNCH, message=status.message, **base)
     causes = _causes(view, status.processes)
     if not causes:
         if status.phase is Phase.LOST or status.reason == "terminated":
@@ -208,11 +218,12 @@ def _causes(view: AttemptView, ends: Sequence[ProcessEnd]) -> list[tuple[_Row, d
         name, fields = _fields(event, view)
         when, known = merged.get(name, (event.time, {}))
         merged[name] = (min(when, event.time), {**fields, **known} if known.get("exception") else {**known, **fields})
-    if not merged:
-        for end in sorted(ends, key=lambda end: not end.first):
-            if end.exit_code != 0:
-                told = {"process": end.name, "host": end.host, "exit_code": end.exit_code, "signal": end.signal}
-                merged[end.name] = (0.0 if end.first else 1.0, told)
+    reported = {event.process for event in view.failures}
+    for end in sorted(ends, key=lambda end: not end.first):
+        # Beside what others reported, an end counts only as the first: the rest of the gang was ended because of it.
+        if end.exit_code != 0 and end.name not in reported and (end.first or not reported):
+            told = {"process": end.name, "host": end.host, "exit_code": end.exit_code, "signal": end.signal}
+            merged[end.name] = (0.0 if end.first else 1.0, told)
     rows = [(_classify(fields), when, fields) for when, fields in merged.values()]
     rows.sort(key=lambda item: (item[0].echo, item[1]))
     return [(row, fields) for row, _, fields in rows]
@@ -227,7 +238,8 @@ def _fields(event: Event, view: AttemptView) -> tuple[str, dict[str, Any]]:
     fields: dict[str, Any] = {
         key: data[key] for key, kind in wanted.items() if isinstance(data.get(key), kind) and data[key] != ""
     }
-    return name, {"process": name, **fields}
+    short = {key: one_line(fields[key])[:_MAX_NAME] for key in ("host", "exception", "signal") if key in fields}
+    return name, {"process": one_line(name), **fields, **short}
 
 
 def _classify(fields: Mapping[str, Any]) -> _Row:
@@ -243,12 +255,15 @@ def _classify(fields: Mapping[str, Any]) -> _Row:
 
 def _one_line(row: _Row, fields: Mapping[str, Any]) -> str:
     what = fields.get("signal") or fields.get("exception") or fields.get("exit_code", "")
-    message = str(fields.get("message", "")).splitlines()
-    return f"{fields['process']}: {row.name} ({what}) {message[0][:120] if message else ''}".rstrip()
+    message = next(iter(str(fields.get("message", "")).splitlines()), "")
+    return one_line(f"{fields['process']}: {row.name} ({what}) {message[:120]}".rstrip())[:_MAX_LINE]
 
 
-def _clip(text: str, lines: int) -> list[str]:
-    every = text.rstrip().splitlines()
-    if len(every) <= lines:
+def _clip(lines: Sequence[str]) -> list[str]:
+    """Return the first and the last lines of what is too long for a screen; the end tells more."""
+    every = [line[:_MAX_LINE] for line in lines]
+    if len(every) <= _MAX_LINES:
         return every
-    return [*every[: lines // 4], f"  [… {len(every) - lines} lines left out …]", *every[-(lines - lines // 4) :]]
+    begin = _MAX_LINES // 4
+    left_out = len(every) - _MAX_LINES
+    return [*every[:begin], f"  [… {left_out} lines left out …]", *every[begin + left_out :]]

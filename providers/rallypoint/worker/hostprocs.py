@@ -97,7 +97,10 @@ def stack(pid: int, py_spy: str | None, faulthandler_file: str) -> str:
                 return done.stdout.strip()
     if not os.path.exists(faulthandler_file):
         return ""  # without the handler the signal would end the process
-    os.kill(pid, signal.SIGUSR2)
+    try:
+        os.kill(pid, signal.SIGUSR2)
+    except ProcessLookupError:
+        return ""
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline and not os.path.getsize(faulthandler_file):
         time.sleep(0.05)

@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -62,7 +63,7 @@ class Supervisor:
             try:
                 self._start()
                 reason, message = self._watch()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 reason, message = "error", f"the supervisor could not start the processes: {error}"
         self._end_all()
         write_json(
@@ -152,7 +153,7 @@ class Supervisor:
             code = os.waitstatus_to_exitcode(status)
             self.ends[name] = {
                 "exit_code": code if code >= 0 else None,
-                "signal": signal.Signals(-code).name if code < 0 else None,
+                "signal": signal_name(-code) if code < 0 else None,
                 "t": time.time(),
             }
             if code != 0 and self.first_failure is None:
@@ -227,6 +228,14 @@ class _nothing:  # noqa: N801 - stands where `os.scandir` does
         return None
 
 
+def signal_name(number: int) -> str:
+    """Return a signal's name; most real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def free_port() -> int:
     """Return a port of the loopback interface that is free now."""
     with socket.socket() as probe:
@@ -240,7 +249,7 @@ def write_json(path: str, value: dict[str, Any], *, exclusive: bool = False, dur
     Raises:
         FileExistsError: `exclusive` was asked for and the file is there.
     """
-    draft = f"{path}.{os.getpid()}.tmp"
+    draft = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
     with open(draft, "w", encoding="utf-8") as file:
         json.dump(value, file)
         if durable:

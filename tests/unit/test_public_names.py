@@ -1,0 +1,51 @@
+"""The public names are few, resolve, and cost nothing to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rallypoint
+
+PACKAGE = Path(rallypoint.__file__).parent
+HEAVY = ["airflow", "boto3", "dask", "distributed", "numpy", "pandas", "prefect", "pyarrow", "pyspark", "ray", "sklearn",
+         "tensorflow", "torch"]  # fmt: skip
+LIGHT = ["rallypoint", "rallypoint.errors"] + sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for pattern in (
+        "spec/[!_]*.py",
+        "frameworks/*/job.py",
+        "frameworks/*/driver.py",
+        "launchers/[!_]*.py",
+        "stages/[!_]*.py",
+    )
+    for path in PACKAGE.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("name", rallypoint.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(rallypoint, name) is not None
+
+
+def test_the_public_names_are_these():
+    assert sorted(rallypoint.__all__) == rallypoint.__all__ == dir(rallypoint)
+    assert rallypoint.__all__ == [
+        "DaskCluster", "DaskJob", "Function", "Module", "RallypointError", "Resources", "Script", "Stage",
+        "StageFailedError", "TorchElastic", "__version__", "stage",
+    ]  # fmt: skip
+
+
+def test_a_name_that_is_not_there_lists_those_that_are():
+    with pytest.raises(AttributeError, match="module 'rallypoint' has no attribute 'TorchJob'; it has .*TorchElastic"):
+        rallypoint.TorchJob  # noqa: B018
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_it_imports_no_framework_and_no_orchestrator(module):
+    code = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
