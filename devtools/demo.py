@@ -209,8 +209,8 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
         for earlier in api.dag_runs(options.dag):
             if earlier.state not in FINISHED_RUN:  # a demo that was stopped left it, and it would hold up the new run
                 api.mark_run(options.dag, earlier.run_id, "failed")
-        api.unpause(options.dag)
         run_id = api.trigger(options.dag, options.conf)
+        api.unpause(options.dag)  # after the trigger, so that this run comes before one of the DAG's own schedule
         page = api.run_page(options.dag, run_id)
         console.print(f"run page: {page}", soft_wrap=True)
         board = Board(api, home / "rallypoint", options.dag, run_id)

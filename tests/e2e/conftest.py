@@ -58,8 +58,10 @@ class RealAirflow:
 
     def start(self, dag_id: str, conf: dict[str, object] | None = None) -> str:
         self.api.wait_until_parsed(dag_id)
+        run = self.api.trigger(dag_id, conf or {})
+        # Unpaused after the trigger, so that this run comes before one of the DAG's own schedule.
         self.api.unpause(dag_id)
-        return self.api.trigger(dag_id, conf or {})
+        return run
 
 
 @pytest.fixture(scope="session")

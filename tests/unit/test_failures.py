@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
 from rallypoint.stages.events import Event
-from rallypoint.stages.failures import FailureReport, Kind, explain, launch_report, printable
+from rallypoint.stages.failures import FailureReport, Kind, explain, launch_report
+from rallypoint.stages.text import printable
 from rallypoint.stages.view import AttemptView
 
 SCREEN = 85  # lines
@@ -249,9 +250,9 @@ def test_what_a_launcher_says_fits_on_a_screen_too(message, reason):
         ("plain", "plain"),
         ("a\tb\nc", "a\tb\nc"),
         ("\x1b[31mred\x1b[0m", "red"),
-        ("over\rwritten", "overwritten"),
+        ("over\rwritten", "over\nwritten"),
         ("bell\x07 null\x00 delete\x7f", "bell null delete"),
-        ("eight-bit \x9b31m escapes", "eight-bit 31m escapes"),
+        ("eight-bit \x9b31m escapes", "eight-bit  escapes"),
         ("\x1b]0;title\x07", "]0;title"),
         ("half \ud800 a character", "half  a character"),
         ("日本 é", "日本 é"),

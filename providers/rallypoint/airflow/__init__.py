@@ -6,7 +6,6 @@
 ``triggers``          `StageTrigger`: waits for an attempt without a worker
 ``hooks``             `RallypointHook`: the connection type ``rallypoint``
 ``place``             which store and launcher a task uses
-``relay``             an attempt's news as lines of the task's log
 ``links``             the buttons of a task in the UI
 ``plugin``            the page that the links show
 ====================  =========================================================================

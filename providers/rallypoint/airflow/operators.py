@@ -16,7 +16,6 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, Tas
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.links import DaskDashboardLink, StageLink
 from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, check_references, resolve_secrets
-from rallypoint.airflow.relay import announce, relay
 from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.errors import (
     InvalidEntryError,
@@ -30,6 +29,7 @@ from rallypoint.spec.job import DEFAULT_STALL_TIMEOUT, Job
 from rallypoint.spec.resources import Resources
 from rallypoint.stages.engine import Attempt, Request, raise_for
 from rallypoint.stages.key import StageKey
+from rallypoint.stages.news import Narrator
 from rallypoint.stages.rule import Resume
 
 if TYPE_CHECKING:
@@ -196,7 +196,9 @@ class StageOperator(BaseOperator):
             raise self._failed(error) from error
         attempt = started.attempt
         self._running = (place, key, attempt, request.owner)
-        announce(self.log, started, key.text)
+        narrator = Narrator()
+        for news in narrator.opening(started, key.text):
+            self.log.info("%s", news)
         ti.xcom_push(key=ATTEMPT_KEY, value={
             "attempt": attempt.record.id, "number": attempt.record.number, "stage": key.text, "store": place.store,
         })  # fmt: skip
@@ -205,7 +207,7 @@ class StageOperator(BaseOperator):
             ti.xcom_push(key=link.xcom_key, value=link.get_link(self, ti_key=ti))  # type: ignore[arg-type]  # as Airflow does
         if attempt.outcome is None and self.deferrable:
             self._defer(context, place, key, attempt, request.owner)
-        return self._finish(context, asyncio.run(self._watch(place, key, attempt)))
+        return self._finish(context, asyncio.run(self._watch(place, key, attempt, narrator)))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Deliver the result of an attempt that the trigger saw end."""
@@ -264,10 +266,11 @@ class StageOperator(BaseOperator):
             timeout=timedelta(seconds=deadline - time.time()) + _BACKSTOP if deadline is not None else None,
         )
 
-    async def _watch(self, place: Place, key: StageKey, attempt: Attempt) -> Attempt:
+    async def _watch(self, place: Place, key: StageKey, attempt: Attempt, narrator: Narrator) -> Attempt:
         engine = place.engine(key)
         async for update in engine.watch(attempt, interval=timedelta(seconds=self.poll_interval)):
-            relay(self.log, update)
+            for news in narrator.tell(update):
+                self.log.log(news.level, "%s", news)
         return await engine.read(attempt.record.number)
 
     def _finish(self, context: Context, attempt: Attempt) -> Any:

@@ -17,8 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.place import DEFAULT_CONN_ID
 from rallypoint.errors import RallypointError
-from rallypoint.stages.failures import printable
 from rallypoint.stages.key import StageKey
+from rallypoint.stages.text import printable
 
 if TYPE_CHECKING:
     from rallypoint.stages.engine import Engine

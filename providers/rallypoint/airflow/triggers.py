@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from rallypoint.airflow.hooks import RallypointHook
-from rallypoint.airflow.relay import relay
 from rallypoint.errors import RallypointError
 from rallypoint.stages.key import StageKey
+from rallypoint.stages.news import Narrator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,11 +97,13 @@ class StageTrigger(BaseTrigger):
 
     async def _wait(self, engine: Engine) -> dict[str, Any]:
         attempt = await engine.read(self.attempt)
+        narrator = Narrator()
         updates = engine.watch(attempt, interval=timedelta(seconds=self.poll_interval))
         try:
             async with asyncio.timeout(None if self.deadline is None else max(0.0, self.deadline - time.time())):
                 async for update in updates:
-                    relay(self.log, update)
+                    for news in narrator.tell(update):
+                        self.log.log(news.level, "%s", news)
         except TimeoutError:
             why = "the task's execution_timeout is over"
             self.log.warning("%s: the job is stopped", why)

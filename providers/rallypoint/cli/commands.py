@@ -19,13 +19,14 @@ from rallypoint.cli.plan import show_gang, show_placed
 from rallypoint.cli.run import run_stage
 from rallypoint.cli.status import all_attempts, last_attempts, show_stage, show_stages, stage_json, stages_json
 from rallypoint.cli.target import load_target
-from rallypoint.cli.terminal import complain, inert, output, say
+from rallypoint.cli.terminal import complain, output, say
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.launchers.placement import place
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.stages.engine import Engine, Request
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.rule import Intent, Resume, State, decide
+from rallypoint.stages.text import printable
 
 if TYPE_CHECKING:
     from rallypoint.stages.engine import Snapshot
@@ -242,7 +243,7 @@ def _confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         _refuse("nobody can be asked here: give --yes")
-    if not typer.confirm(inert(question), err=True):
+    if not typer.confirm(printable(question), err=True):
         say("nothing was done")
         raise typer.Exit(1)
 

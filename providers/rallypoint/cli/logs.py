@@ -7,11 +7,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rallypoint.cli.terminal import Lines, say
+from rallypoint.cli.terminal import say
 from rallypoint.errors import StageNotFoundError
 from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.stages.events import EventReader
+from rallypoint.stages.text import Lines
 from rallypoint.stages.view import AttemptView
 
 if TYPE_CHECKING:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from rallypoint.cli.terminal import Lines, messages, text
+from rallypoint.cli.terminal import messages, text
 from rallypoint.stages.engine import raise_for
+from rallypoint.stages.news import Narrator
 from rallypoint.stages.rule import Action, changed_parts
 
 if TYPE_CHECKING:
     from rallypoint.spec.job import Job
     from rallypoint.stages.engine import Engine, Request, Started, Update
-    from rallypoint.stages.events import Event
     from rallypoint.stages.outcome import Outcome
 
 INTERVAL = timedelta(seconds=0.3)
@@ -45,7 +46,6 @@ async def run_stage(engine: Engine, job: Job, request: Request) -> Any:
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()  # the interrupt is answered here, so that what follows may wait
             outcome = await _interrupted(engine, request, reporter)
-        reporter.end()
     raise_for(outcome)
     return outcome.result
 
@@ -88,7 +88,7 @@ class _Reporter:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._console = messages()
-        self._lines = Lines()
+        self._narrator = Narrator()
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -111,16 +111,15 @@ class _Reporter:
         self._console.print(text(line, style), soft_wrap=True)
 
     def announce(self, started: Started) -> None:
-        record = started.attempt.record
-        self.say(f"stage {self._stage}: {started.decision.why}", "bold")
-        self.say(f"attempt {record.id} (number {record.number}, generation {record.generation}) on {record.launcher}")
+        for news in self._narrator.opening(started, self._stage):
+            self.say(str(news), "bold")
 
     def show(self, update: Update) -> None:
-        for event in update.events:
-            self._event(event)
-        for chunk in update.output:
-            for line in self._lines.take(chunk):
-                self._output(chunk.process, line)
+        for news in self._narrator.tell(update):
+            if news.process:
+                self._console.print(text(f"[{news.process}] ", "dim") + text(news.text), soft_wrap=True)
+            elif self._bar.disable or not news.text.startswith("progress:"):  # the bar shows it
+                self.say(news.text, "red" if news.level > logging.INFO else "")
         view = update.view
         if any(event.kind in ("progress", "metrics") for event in update.events):
             self._bar.update(
@@ -129,28 +128,3 @@ class _Reporter:
                 total=view.total,
                 completed=view.step or 0,
             )
-            if self._bar.disable:
-                self.say(f"progress: {view.progress_line}")
-
-    def end(self) -> None:
-        for process, line in self._lines.left():
-            self._output(process, line)
-
-    def _output(self, process: str, line: str) -> None:
-        self._console.print(text(f"[{process}] ", "dim") + text(line), soft_wrap=True)
-
-    def _event(self, event: Event) -> None:
-        data = event.data
-        if event.kind == "opened":
-            world = f", rank {data.get('rank')} of {data.get('world_size')}" if data.get("kind") == "rank" else ""
-            self.say(f"{event.process} opened on {data.get('host')} (pid {data.get('pid')}{world})")
-        elif event.kind == "artifact":
-            self.say(f"{data.get('kind')} saved: {data.get('uri')}")
-        elif event.kind == "link":
-            self.say(f"{data.get('name')}: {data.get('url')}", "cyan")
-        elif event.kind == "rejected":
-            self.say(str(data.get("message")), "yellow")
-        elif event.kind == "failed" and not data.get("secondary"):
-            who = f"rank {data['rank']}" if "rank" in data else event.process
-            what = ": ".join(str(data[key]) for key in ("signal", "exception", "message") if data.get(key))
-            self.say(f"{who} failed: {what}", "red")

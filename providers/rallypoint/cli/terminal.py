@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
 import os
-import re
 import sys
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from rallypoint.stages.failures import printable
 from rallypoint.stages.rule import State
+from rallypoint.stages.text import printable
 
 if TYPE_CHECKING:
-    from rallypoint.launchers.base import LogChunk
     from rallypoint.stages.failures import FailureReport
 
 _PIPE_WIDTH = 160  # columns where nobody says how many there are
-_LONGEST = 1 << 16  # characters of a line that is waited for
-_BREAK = re.compile(r"\r\n|\n|\r(?=.)", re.DOTALL)  # a progress bar ends its lines by a carriage return alone
-_C1 = re.compile(r"[\x80-\x9f]")  # some terminals obey these as they obey ESC and a letter; U+009B is ESC [
 _STYLES = {
     State.LIVE: "cyan",
     State.PENDING: "yellow",
@@ -52,12 +46,7 @@ def _console(*, stderr: bool) -> Console:
 
 def text(value: object, style: str = "") -> Text:
     """Return any value as text that is shown as it is: no markup, no terminal escapes."""
-    return Text(inert(str(value)), style=style, overflow="fold")
-
-
-def inert(value: str) -> str:
-    """Return text without what a terminal would obey."""
-    return _C1.sub("", printable(value.replace("\x9b", "\x1b[")))
+    return Text(printable(str(value)), style=style, overflow="fold")
 
 
 def state_text(state: State) -> Text:
@@ -97,25 +86,3 @@ def took(start: float, end: float | None) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-class Lines:
-    """Joins the chunks of processes' logs to whole lines that a terminal may be given."""
-
-    def __init__(self) -> None:
-        self._rest: dict[str, str] = {}
-        self._decoders: dict[str, Any] = {}
-
-    def take(self, chunk: LogChunk) -> list[str]:
-        """Return the lines that a chunk completes."""
-        decoder = self._decoders.setdefault(chunk.process, codecs.getincrementaldecoder("utf-8")("replace"))
-        *whole, rest = _BREAK.split(self._rest.get(chunk.process, "") + decoder.decode(chunk.data))
-        if len(rest) > _LONGEST:
-            whole.append(rest)
-            rest = ""
-        self._rest[chunk.process] = rest
-        return [inert(line) for line in whole]
-
-    def left(self) -> list[tuple[str, str]]:
-        """Return the last lines of processes that ended without a line's end."""
-        return [(process, inert(rest)) for process, rest in self._rest.items() if rest]

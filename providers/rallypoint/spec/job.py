@@ -63,7 +63,8 @@ class Job(ABC):
         for name in (*self.env, *self.secrets):
             if name.startswith(_RESERVED) or "=" in name or "\0" in name or not name:
                 raise self.invalid("env", name, f"a variable's name that does not start with {_RESERVED}")
-        for name, text in self.env.items():
+        values: dict[str, object] = dict(self.env)
+        for name, text in values.items():
             if not isinstance(text, str) or has_macro(text) or "\0" in text:
                 raise self.invalid("env", {name: text}, "text without NUL and without ${rallypoint:…}")
         for name, secret in self.secrets.items():

@@ -24,10 +24,11 @@ from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase,
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.spec.gang import Secret
 from rallypoint.stages.events import Event, EventReader
-from rallypoint.stages.failures import LAST_LINES, Kind, launch_report, printable
+from rallypoint.stages.failures import LAST_LINES, Kind, launch_report
 from rallypoint.stages.ledger import Entry, Ledger, Record
 from rallypoint.stages.outcome import Outcome, judge, with_last_lines
 from rallypoint.stages.rule import Action, Decision, Intent, Resume, State, changed_parts, decide
+from rallypoint.stages.text import printable
 from rallypoint.stages.view import AttemptView
 from rallypoint.worker import context
 
@@ -284,11 +285,12 @@ class Engine:
             return last.outcome.state, last
         launcher = self._launcher_of(last.record.launcher)
         handle = last.handle or await launcher.find(last.record.id)
+        if last.cancel_asked is not None:
+            handle = handle or Handle(launcher.uri, last.record.id)
+            await launcher.cancel(handle, CANCEL_GRACE)  # whoever asked may have died before it had ended
         if handle is None:
             return State.PENDING, last
         await self.ledger.launched(last.record.number, handle)
-        if last.cancel_asked is not None:
-            await launcher.cancel(handle, CANCEL_GRACE)  # whoever asked may have died before it had ended
         status = await launcher.poll(handle)
         if status.phase is Phase.RUNNING:
             return State.LIVE, replace(last, handle=handle)
@@ -321,6 +323,12 @@ class Engine:
             handle = await launcher.launch(self._as_stage(gang, job, record), record.id)
         except LaunchError as error:
             fatal = isinstance(error, PreflightError)
+            if not fatal or await launcher.find(record.id):
+                # Its gang may be there, or come late, and what is recorded as ended must never run.
+                try:
+                    await launcher.cancel(Handle(launcher.uri, record.id), CANCEL_GRACE)
+                except (LaunchError, OSError):
+                    raise error from None  # nothing is recorded: the next try finds it, or finishes its launch
             report = launch_report(error, attempt=record.id, fatal=fatal)
             outcome = await self.ledger.conclude(record.number, Outcome(state=State.FAILED, failure=report))
             raise_for(outcome)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
+from rallypoint.stages.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from rallypoint.stages.view import AttemptView
 
 LAST_LINES = 20
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_LINE = 500  # characters of one line of a report
 _MAX_LINES = 40  # of a message or traceback
 _MAX_NAME = 200  # characters of a host, an exception's name or a signal
@@ -62,8 +62,8 @@ _TABLE: tuple[_Row, ...] = (
          "continues from the last checkpoint", exception=r"(^|\.)NotJSONError$"),
     _Row("an error in the user's code", Kind.USER, "correct the code, then clear the task: it continues from the last"
          " checkpoint", exception=r"(^|\.)(TypeError|NameError|AttributeError|UnboundLocalError|NotImplementedError)$"),
-    _Row("killed", Kind.RETRYABLE, "the kernel kills what uses too much memory: look at the host's log, or give the job "
-         "more memory", signals=("SIGKILL",)),
+    _Row("killed", Kind.RETRYABLE, "the kernel kills what uses too much memory: look at the host's log, or give the job"
+         " more memory", signals=("SIGKILL",)),
     _Row("terminated from outside", Kind.RETRYABLE, "the host was shut down or the job preempted; the retry continues",
          echo=True, signals=("SIGTERM", "SIGINT", "SIGHUP")),
     _Row("crashed in native code", Kind.UNKNOWN, "set faulthandler or a core dump to see where",
@@ -78,6 +78,7 @@ _SILENT = _Row("ended without a word", Kind.UNKNOWN, "look for os._exit or a nat
 _CANCELLED = _Row("cancelled", Kind.CANCELLED, "clear the task to continue from the last checkpoint")
 _PREFLIGHT = _Row("cannot run here", Kind.USER, "correct what the message names, then clear the task")
 _LAUNCH = _Row("could not be launched", Kind.RETRYABLE, "see the message")
+_BY_REASON = {"cancelled": _CANCELLED, "stalled": _STALLED, "error": _LAUNCH}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +157,6 @@ class FailureReport:
         return cls(**{**value, **lists, "kind": Kind(value["kind"])})
 
 
-def printable(text: str) -> str:
-    """Return text without terminal escapes and control characters; what a job prints may be hostile."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))  # a progress bar ends its lines with \r
-
-
-def one_line(text: str) -> str:
-    """Return text without control characters and line breaks."""
-    return printable(" ".join(text.splitlines()))
-
-
 def launch_report(error: Exception, *, attempt: str, fatal: bool) -> FailureReport:
     """Return the report of a gang that could not be launched."""
     row = _PREFLIGHT if fatal else _LAUNCH
@@ -183,12 +174,8 @@ def explain(status: Status, view: AttemptView, *, attempt: str, logs: str, silen
         silent: Processes that never closed although nothing else failed.
     """
     base = {"attempt": attempt, "logs": logs}
-    if status.reason == "cancelled":
-        return _report(_CANCELLED, message=status.message, **base)
-    if status.reason == "stalled":
-        return _report(_STALLED, message=status.message, **base)
-    if status.reason == "error":
-        return _report(_LAUNCH, message=status.message, **base)
+    if status.reason in _BY_REASON:
+        return _report(_BY_REASON[status.reason], message=status.message, **base)
     causes = _causes(view, status.processes)
     if not causes:
         if status.phase is Phase.LOST or status.reason == "terminated":
@@ -238,7 +225,9 @@ def _fields(event: Event, view: AttemptView) -> tuple[str, dict[str, Any]]:
     fields: dict[str, Any] = {
         key: data[key] for key, kind in wanted.items() if isinstance(data.get(key), kind) and data[key] != ""
     }
-    short = {key: one_line(fields[key])[:_MAX_NAME] for key in ("host", "exception", "signal") if key in fields}
+    short: dict[str, Any] = {
+        key: one_line(fields[key])[:_MAX_NAME] for key in ("host", "exception", "signal") if key in fields
+    }
     return name, {"process": one_line(name), **fields, **short}
 
 

@@ -168,7 +168,7 @@ class Stage:
             msg = "save_artifact(function): got no name, expected save_artifact(function, name='…')"
             raise ValueError(msg)
         if self.rank != 0:
-            return f"{self._data_uri}/{_ARTIFACTS}/{name or os.path.basename(os.path.abspath(os.fspath(source)))}"
+            return f"{self._data_uri}/{_ARTIFACTS}/{name or _own_name(source)}"
         if not callable(source) and os.path.isfile(source):
             name = name or os.path.basename(source)
             size = os.path.getsize(source)
@@ -178,7 +178,7 @@ class Stage:
             if callable(source):
                 source(folder)
             else:
-                name = name or os.path.basename(os.path.abspath(source))
+                name = name or _own_name(source)
                 shutil.copytree(source, folder, dirs_exist_ok=True)
             size = _size(folder)
             uri = self._storage.commit(folder, f"{_ARTIFACTS}/{name}")
@@ -234,6 +234,10 @@ def _local_or_uri(uri: str, name: str) -> str:
 def _number(name: str) -> int:
     digits = name.rpartition("-")[2]
     return int(digits) if digits.isdigit() else 0
+
+
+def _own_name(source: object) -> str:
+    return os.path.basename(os.path.abspath(str(source)))
 
 
 def _size(folder: str) -> int:
