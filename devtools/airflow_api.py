@@ -133,6 +133,15 @@ class AirflowApi:
         """Mark a run as a person does in the UI: success, failed or queued."""
         self.request("PATCH", _run(dag_id, run_id), json={"state": state})
 
+    def end_other_runs(self, dag_id: str, run_id: str) -> None:
+        """Mark every unfinished run of a DAG failed but one: those of its own schedule, or of a demo that was stopped.
+
+        A DAG that runs one at a time takes the run with the earliest date first, which is its schedule's.
+        """
+        for other in self.dag_runs(dag_id):
+            if other.run_id != run_id and other.state not in FINISHED_RUN:
+                self.mark_run(dag_id, other.run_id, "failed")
+
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """Return the task instances of a run, each in its latest try."""
         path = f"{_run(dag_id, run_id)}/taskInstances"

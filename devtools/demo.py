@@ -86,7 +86,8 @@ class Board:
         self._start = time.monotonic()
 
     def refresh(self) -> DagRun:
-        """Read the state of the run and of its tasks; return the run."""
+        """Read the state of the run and of its tasks, and keep it the only one; return the run."""
+        self._api.end_other_runs(self._dag_id, self._run_id)
         run = self._api.dag_run(self._dag_id, self._run_id)  # before the tasks, so that an ended run's tasks are final
         tasks = self._api.task_instances(self._dag_id, self._run_id)
         self._tasks = sorted(tasks, key=lambda task: (self._order.get(task.task_id, len(self._order)), task.map_index))
@@ -206,11 +207,8 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     with AirflowInstance(home, options.dags) as airflow, AirflowApi(airflow.url) as api:
         console.print(f"Airflow is up at {airflow.url} after {time.monotonic() - start:.0f} s")
         api.wait_until_parsed(options.dag, timeout=options.timeout)
-        for earlier in api.dag_runs(options.dag):
-            if earlier.state not in FINISHED_RUN:  # a demo that was stopped left it, and it would hold up the new run
-                api.mark_run(options.dag, earlier.run_id, "failed")
         run_id = api.trigger(options.dag, options.conf)
-        api.unpause(options.dag)  # after the trigger, so that this run comes before one of the DAG's own schedule
+        api.unpause(options.dag)
         page = api.run_page(options.dag, run_id)
         console.print(f"run page: {page}", soft_wrap=True)
         board = Board(api, home / "rallypoint", options.dag, run_id)

@@ -56,10 +56,18 @@ class RealAirflow:
         """Return the living processes of an attempt."""
         return hostprocs.of_attempt(attempt)
 
+    def wait_alone(self, dag_id: str, run_id: str) -> None:
+        """Wait until a run has begun, and end the one that the DAG's own schedule makes beside it."""
+
+        def begun() -> bool | None:
+            self.api.end_other_runs(dag_id, run_id)
+            return self.api.dag_run(dag_id, run_id).state != "queued" or None
+
+        self.api.wait_until(begun, f"{run_id} of {dag_id} to begin", timeout=60)
+
     def start(self, dag_id: str, conf: dict[str, object] | None = None) -> str:
         self.api.wait_until_parsed(dag_id)
         run = self.api.trigger(dag_id, conf or {})
-        # Unpaused after the trigger, so that this run comes before one of the DAG's own schedule.
         self.api.unpause(dag_id)
         return run
 

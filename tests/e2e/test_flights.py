@@ -14,10 +14,7 @@ def test_the_pipeline_runs_green_and_its_model_triggers_another_dag(airflow):
     airflow.api.wait_until_parsed("flights_on_new_model")
     airflow.api.unpause("flights_on_new_model")
     run = airflow.start("flights", {"epochs": 4})
-    airflow.api.wait_for_task("flights", run, "preprocess", {"running", "deferred"}, timeout=60)
-    for other in airflow.api.dag_runs("flights"):
-        if other.run_id != run:  # of the DAG's own schedule
-            airflow.api.mark_run("flights", other.run_id, "failed")
+    airflow.wait_alone("flights", run)
     airflow.api.wait_for_run("flights", run, timeout=400)
     verdict = airflow.api.xcom("flights", run, "evaluate")
     assert verdict["passed"] is True
