@@ -26,8 +26,8 @@ DEADLINE = 60.0  # seconds that any condition may take on a busy machine
 def _jobs_below(folder: Path) -> dict[int, str]:
     """Return the living processes of attempts whose files are below a folder, with their command lines."""
     found = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
+    for name in (path.name for path in Path("/proc").glob("[0-9]*")):
+        if int(name) == os.getpid():
             continue
         env = hostprocs.environment(int(name))
         below = any(str(folder) in env.get(key, "") for key in (context.LOGS_DIR, "PYTHONPATH"))

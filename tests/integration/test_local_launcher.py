@@ -34,10 +34,13 @@ WITNESS = """
     with open(sys.argv[1], "a") as file:
         file.write(f"{os.getpid()}\\n")
 """
-WAITS = WITNESS + """
+WAITS = (
+    WITNESS
+    + """
     while True:
         time.sleep(0.1)
 """
+)
 
 
 def _starts(witness):
@@ -90,7 +93,9 @@ async def test_a_gang_runs_and_the_end_of_every_process_is_known(launcher, gang,
     handle = await launcher.launch(gang(script(WITNESS), str(witness), replicas=3), ID)
     status = await ended(handle)
     assert (status.phase, status.reason) == (Phase.ENDED, "completed")
-    assert [(end.name, end.exit_code, end.signal) for end in status.processes] == [(f"p-{n}", 0, None) for n in range(3)]
+    assert [(end.name, end.exit_code, end.signal) for end in status.processes] == [
+        (f"p-{n}", 0, None) for n in range(3)
+    ]
     assert {end.host for end in status.processes} == {socket.gethostname()}
     assert _starts(witness) == 3
 
@@ -210,11 +215,14 @@ def test_a_wrong_uri_says_what_is_expected(uri):
 
 
 async def test_if_one_fails_the_others_are_ended(launcher, gang, script, witness, ended, jobs_left):
-    code = WITNESS + """
+    code = (
+        WITNESS
+        + """
     while int(os.environ["RALLYPOINT_PROCESS"][-1]) != 1 or len(open(sys.argv[1]).readlines()) < 3:
         time.sleep(0.05)
     sys.exit(3)
     """
+    )
     status = await ended(await launcher.launch(gang(script(code), str(witness), replicas=3), ID))
     assert status.reason == "failed"
     assert [(end.name, end.exit_code) for end in status.processes if end.first] == [("p-1", 3)]
@@ -233,22 +241,29 @@ async def test_a_process_that_a_signal_ended_says_which(launcher, gang, script, 
 async def test_what_a_process_left_behind_ends_with_the_gang(launcher, gang, script, ended, jobs_left, tmp_path):
     code = """
         import subprocess, sys
-        subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"],
+        child = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", child],
                          start_new_session=True)
     """
     assert (await ended(await launcher.launch(gang(script(code)), ID))).reason == "completed"
     assert jobs_left() == {}
 
 
-STUBBORN = WITNESS + """
+STUBBORN = (
+    WITNESS
+    + """
     import signal, subprocess
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    child = "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'a').write('c\\\\n'); time.sleep(600)"
+    child = (
+        "import signal, sys, time; signal.signal(15, signal.SIG_IGN);"
+        "open(sys.argv[1], 'a').write('child\\\\n'); time.sleep(600)"
+    )
     subprocess.Popen([sys.executable, "-c", child, sys.argv[1]], start_new_session=True)
     while True:
         time.sleep(0.1)
 """
+)
 
 
 async def test_when_its_supervisor_is_killed_it_is_lost_and_nothing_is_left(
@@ -288,7 +303,8 @@ async def test_it_outlives_the_process_that_launched_it(launcher, script, witnes
         from rallypoint.launchers.local import LocalLauncher
         from rallypoint.spec.gang import Gang, Macro, Role
         from rallypoint.spec.shipment import ARCHIVE, archive
-        role = Role(name="p", argv=(Macro.PYTHON, "-m", "rallypoint.worker", "script", {script(WAITS)!r}, {str(witness)!r}))
+        argv = (Macro.PYTHON, "-m", "rallypoint.worker", "script", {script(WAITS)!r}, {str(witness)!r})
+        role = Role(name="p", argv=argv)
         gang = Gang(name="test", roles=(role,), files={{ARCHIVE: archive()}})
         asyncio.run(LocalLauncher(Path({str(launcher.root)!r})).launch(gang, {ID!r}))
     """
@@ -305,7 +321,9 @@ async def test_it_outlives_the_process_that_launched_it(launcher, script, witnes
 
 
 async def test_a_cancelled_process_has_time_for_its_own_end(waiting, launcher, tmp_path, jobs_left):
-    code = WITNESS + """
+    code = (
+        WITNESS
+        + """
     import signal
     def stop(*_):
         time.sleep(1)
@@ -316,6 +334,7 @@ async def test_a_cancelled_process_has_time_for_its_own_end(waiting, launcher, t
     while True:
         time.sleep(0.1)
     """
+    )
     handle = await waiting(code.replace('file.write(f"{os.getpid()}\\n")', "pass"))
     await launcher.cancel(handle, GRACE)
     assert (tmp_path / "witness.saved").read_text() == "saved"
@@ -405,7 +424,9 @@ async def test_each_process_has_its_log(launcher, gang, script, ended):
     }
 
 
-async def test_only_what_is_new_is_read_and_whole_lines_where_there_are_some(launcher, gang, script, tmp_path, until, ended):
+async def test_only_what_is_new_is_read_and_whole_lines_where_there_are_some(
+    launcher, gang, script, tmp_path, until, ended
+):
     code = """
         import os, sys, time
         print("one\\ntw", end="", flush=True)
@@ -461,11 +482,14 @@ async def test_a_port_is_free_and_the_same_for_every_process(launcher, gang, scr
 
 
 async def test_a_secret_reaches_the_environment_and_nothing_else(waiting, launcher, tmp_path):
-    code = WITNESS + """
+    code = (
+        WITNESS
+        + """
     assert os.environ["TOKEN"] == "hunter2-secret"
     while True:
         time.sleep(0.1)
     """
+    )
     handle = await waiting(code, secrets={"TOKEN": Secret("hunter2-secret")})
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     await launcher.cancel(handle, timedelta(0))
@@ -503,7 +527,10 @@ async def test_the_orchestrators_own_settings_stay_with_it(launcher, gang, scrip
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"python": "/nowhere/bin/python"}, "got python='/nowhere/bin/python', expected the path of a Python interpreter"),
+        (
+            {"python": "/nowhere/bin/python"},
+            "got python='/nowhere/bin/python', expected the path of a Python interpreter",
+        ),
         ({"python": "/bin/false"}, "the job's Python /bin/false cannot be run"),
         ({"requires": ("json", "no_such_module")}, "does not have no_such_module, which a test job needs: install it"),
         ({"needs_files": ("/nowhere/train.py",)}, "got the script '/nowhere/train.py', expected the absolute path"),

@@ -78,9 +78,9 @@ def test_the_installed_command_plans_and_runs_a_job(python, tmp_path):
     (tmp_path / "train.py").write_text(
         "import rallypoint, torch\nrallypoint.stage().result({'sum': torch.ones(3).sum()})\n"
     )
-    (tmp_path / "jobs.py").write_text(
-        f"from rallypoint import Script, TorchElastic\ntrain = TorchElastic(Script({str(tmp_path / 'train.py')!r}), nproc_per_node=1)\n"
-    )
+    script = str(tmp_path / "train.py")
+    job = f"train = TorchElastic(Script({script!r}), nproc_per_node=1)"
+    (tmp_path / "jobs.py").write_text(f"from rallypoint import Script, TorchElastic\n{job}\n")
     store = f"file://{tmp_path}/store"
     target = f"{tmp_path}/jobs.py:train"
     assert "agent" in run(python, "-m", "rallypoint.cli", "plan", target, RALLYPOINT_STORE=store)

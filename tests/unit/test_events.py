@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -217,5 +218,5 @@ def test_however_the_bytes_arrive_the_events_are_the_same(written, cuts):
             return sorted(map(repr, events))
 
     edges = sorted({0, *(cut for cut in cuts if cut < len(data)), len(data)})
-    pieces = [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
     assert asyncio.run(read_in(pieces)) == asyncio.run(read_in([data]))

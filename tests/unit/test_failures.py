@@ -89,6 +89,7 @@ PEER = {"exception": "RuntimeError", "message": "[gloo/pair.cc:534] Connection c
         ({"exception": "AttributeError"}, Kind.USER, "an error in the user's code"),
         ({"signal": "SIGKILL"}, Kind.RETRYABLE, "killed"),
         ({"signal": "SIGTERM"}, Kind.RETRYABLE, "terminated from outside"),
+        ({"exception": "torch.distributed.elastic.multiprocessing.api.SignalException"}, Kind.RETRYABLE, None),
         ({"signal": "SIGSEGV"}, Kind.UNKNOWN, "crashed in native code"),
         ({"signal": "SIGABRT"}, Kind.UNKNOWN, "crashed in native code"),
         ({"exception": "ValueError", "message": "loss is NaN"}, Kind.UNKNOWN, "failed"),

@@ -57,8 +57,16 @@ def _judge(status, events):
         ),
         pytest.param(
             DONE,
-            [*AGENT, rank(0), closed("rank-0.r0", 1), rank(1), rank(0, restart=1), rank(1, restart=1)]
-            + [closed("rank-0.r1"), closed("rank-1.r1")],
+            [
+                *AGENT,
+                rank(0),
+                closed("rank-0.r0", 1),
+                rank(1),
+                rank(0, restart=1),
+                rank(1, restart=1),
+                closed("rank-0.r1"),
+                closed("rank-1.r1"),
+            ],
             id="a later round of restarts did it",
         ),
         pytest.param(

@@ -227,14 +227,15 @@ class LocalLauncher:
         chunks = []
         for file in sorted((self._folder(attempt) / "logs").glob("[!.]*.log")):
             start, size = cursor.offsets.get(file.stem, cursor.others), file.stat().st_size
+            wanted = CHUNK
             from_end = start is not None and start < 0
             if start is not None and start < 0:
-                start = max(0, size + start)
+                start, wanted = max(0, size + start), -start
             if start is None or size <= start:
                 continue
             with file.open("rb") as log:
                 log.seek(start)
-                data = log.read(CHUNK)
+                data = log.read(wanted)
             if b"\n" in data and not from_end:  # the end of a log is wanted with its unfinished line
                 data = data[: data.rindex(b"\n") + 1]
             chunks.append(LogChunk(file.stem, data, start + len(data)))

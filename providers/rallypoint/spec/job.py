@@ -56,9 +56,11 @@ class Job(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entry", as_entry(self.entry))
-        if self.keep_checkpoints < 1:
-            raise self.invalid("keep_checkpoints", self.keep_checkpoints, "1 or more")
-        if self.stall_timeout is not None and self.stall_timeout <= 0:
+        kept: object = self.keep_checkpoints
+        if not isinstance(kept, int) or kept < 1:
+            raise self.invalid("keep_checkpoints", kept, "1 or more, a whole number")
+        stall: object = self.stall_timeout
+        if stall is not None and (not isinstance(stall, int | float) or stall <= 0):
             raise self.invalid("stall_timeout", self.stall_timeout, "seconds above 0, or None to wait for ever")
         for name in (*self.env, *self.secrets):
             if name.startswith(_RESERVED) or "=" in name or "\0" in name or not name:

@@ -24,7 +24,7 @@ from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase,
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.spec.gang import Secret
 from rallypoint.stages.events import Event, EventReader
-from rallypoint.stages.failures import LAST_LINES, Kind, launch_report
+from rallypoint.stages.failures import LAST_LINES, Kind, before_traceback, launch_report
 from rallypoint.stages.ledger import Entry, Ledger, Record
 from rallypoint.stages.outcome import Outcome, judge, with_last_lines
 from rallypoint.stages.rule import Action, Decision, Intent, Resume, State, changed_parts, decide
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
     from rallypoint.spec.gang import Gang
     from rallypoint.spec.job import Job
+    from rallypoint.stages.failures import FailureReport
     from rallypoint.stages.key import StageKey
     from rallypoint.stages.store import Store
 
 log = logging.getLogger(__name__)
 
 CANCEL_GRACE = timedelta(seconds=20)
-_TAIL = 16_384  # bytes read for the last lines
+_TAIL = 65_536  # bytes read for the last lines
 _RACES = 20  # how often another try may claim the next number before this one gives up
 
 
@@ -375,16 +376,17 @@ class Engine:
     async def _outcome(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
         outcome = judge(status, view, attempt=record.id, logs=f"rallypoint logs {record.id} --store {self.store.uri}")
         if outcome.failure and outcome.failure.process:
-            lines = await self._last_lines(handle, view, outcome.failure.process)
+            lines = await self._last_lines(handle, view, outcome.failure)
             outcome = with_last_lines(outcome, lines)
         return outcome
 
-    async def _last_lines(self, handle: Handle, view: AttemptView, process: str) -> list[str]:
-        logs = [p.log for p in view.last_round if process == f"rank {p.rank}"] or [process]
+    async def _last_lines(self, handle: Handle, view: AttemptView, failure: FailureReport) -> list[str]:
+        logs = [p.log for p in view.last_round if failure.process == f"rank {p.rank}"] or [failure.process]
         launcher = self._launcher_of(handle.launcher)
         cursor = Cursor(dict.fromkeys(logs, -_TAIL), others=None)
         text = b"".join([chunk.data async for chunk in launcher.logs(handle, cursor)]).decode(errors="replace")
-        return [printable(line)[:500] for line in text.splitlines()[-LAST_LINES:]]
+        said = before_traceback(text, failure.traceback)
+        return [printable(line)[:500] for line in said.splitlines()[-LAST_LINES:]]
 
     async def _read_all(self, record: Record) -> AttemptView:
         view = AttemptView()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LAST_LINES = 20
 _MAX_LINE = 500  # characters of one line of a report
+_TRACEBACK = "Traceback (most recent call last):"
 _MAX_LINES = 40  # of a message or traceback
 _MAX_NAME = 200  # characters of a host, an exception's name or a signal
 
@@ -65,7 +66,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row("killed", Kind.RETRYABLE, "the kernel kills what uses too much memory: look at the host's log, or give the job"
          " more memory", signals=("SIGKILL",)),
     _Row("terminated from outside", Kind.RETRYABLE, "the host was shut down or the job preempted; the retry continues",
-         echo=True, signals=("SIGTERM", "SIGINT", "SIGHUP")),
+         echo=True, exception=r"(^|\.)SignalException$", signals=("SIGTERM", "SIGINT", "SIGHUP")),
     _Row("crashed in native code", Kind.UNKNOWN, "set faulthandler or a core dump to see where",
          signals=("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")),
 )  # fmt: skip
@@ -95,7 +96,7 @@ class FailureReport:
         traceback: Its traceback.
         exit_code: The process's exit code.
         signal: The signal that ended it.
-        last_lines: The last lines that it wrote.
+        last_lines: The last lines that it wrote, before the traceback.
         others: One line on each other process that failed.
         advice: What to do next.
         attempt: The attempt's id.
@@ -133,18 +134,14 @@ class FailureReport:
             lines += [f"  {line}" for line in _clip(more[1:])]
         if self.traceback:
             lines += ["", *_clip(self.traceback.rstrip().splitlines())]
-        if said := self._lines_before_traceback():
-            lines += ["", f"last lines of {self.process or 'the job'}:", *(f"  | {line}" for line in said)]
+        if self.last_lines:
+            lines += ["", f"last lines of {self.process or 'the job'}:", *(f"  | {line}" for line in self.last_lines)]
         if self.others:
             lines += ["", "the others:", *(f"  {line}" for line in self.others)]
         lines += ["", f"what to do: {self.advice}"]
         if self.logs:
             lines.append(f"all logs: {self.logs}")
         return printable("\n".join(lines))
-
-    def _lines_before_traceback(self) -> Sequence[str]:
-        starts = [number for number, line in enumerate(self.last_lines) if line.startswith("Traceback (most recent")]
-        return self.last_lines[: starts[-1]] if starts and self.traceback else self.last_lines
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -155,6 +152,12 @@ class FailureReport:
         """Return the report that `to_json` described."""
         lists = {name: tuple(value.get(name, ())) for name in ("last_lines", "others")}
         return cls(**{**value, **lists, "kind": Kind(value["kind"])})
+
+
+def before_traceback(log: str, traceback: str) -> str:
+    """Return the end of a log without the traceback, chained exceptions included, that a report shows anyway."""
+    parts, count = log.split(_TRACEBACK), traceback.count(_TRACEBACK)
+    return _TRACEBACK.join(parts[:-count]) if count and len(parts) > count else log
 
 
 def launch_report(error: Exception, *, attempt: str, fatal: bool) -> FailureReport:

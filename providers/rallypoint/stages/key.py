@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._=-]+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_PART = 80  # characters; a path component holds 255 bytes
 
 

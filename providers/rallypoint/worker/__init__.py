@@ -9,6 +9,7 @@ gang, so that a cluster, or another virtual environment, needs no installation o
 ``entry``             runs the user's script, module or function
 ``events``            writes the event lines
 ``storage``           keeps folders and files in the store
+``bucket``            reads and writes the objects of a bucket
 ``supervisor``        starts a gang on one host and holds it together (local launcher)
 ``probe``             says what a Python interpreter has, without importing it
 ====================  ==================================================================

@@ -2,21 +2,22 @@
 
 One file per process, one JSON object per line, versioned (``"v": 1``). The kinds are ``opened``, ``progress``,
 ``metrics``, ``artifact``, ``link``, ``result``, ``failed`` and ``closed``; a reader ignores a kind that it does not
-know. On a bucket, which cannot append, a process writes to a local file and uploads what is new every other second,
-in parts, so that a long run uploads each line a few times at most.
+know. On a bucket, which cannot append, a process uploads the current part of its lines every other second, whole, and
+begins a new part when it is large.
 """
 
 from __future__ import annotations
 
 import atexit
-import importlib
 import json
 import os
-import tempfile
 import threading
 import time
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from rallypoint.worker import context
+from rallypoint.worker.bucket import Bucket
 
 MAX_LINE = 1 << 20  # bytes of one line; the reader refuses a longer one
 PART_SIZE = 1 << 20  # bytes after which a bucket's event file is continued in a new object
@@ -37,7 +38,6 @@ class EventWriter:
 
     def __init__(self, uri: str | None, process: str) -> None:
         self.process = process
-        self._lock = threading.Lock()
         self._sink: _Folder | _Bucket | None = None
         if uri:
             self._sink = _Folder(uri, process) if uri.startswith("file://") else _Bucket(uri, process)
@@ -58,13 +58,12 @@ class EventWriter:
                 "save big values with stage().save_artifact() and report the URI"
             )
             raise EventTooLargeError(msg)
-        with self._lock:
-            self._sink.append(data)
+        self._sink.append(data)
 
     def flush(self) -> None:
         """Return when everything written so far can be read by others."""
-        if isinstance(self._sink, _Bucket):
-            self._sink.upload()
+        if self._sink is not None:
+            self._sink.flush()
 
 
 class _Folder:
@@ -78,62 +77,56 @@ class _Folder:
     def append(self, data: bytes) -> None:
         os.write(self._file, data)
 
+    def flush(self) -> None:
+        """Whoever reads the file sees what was written to it."""
+
 
 class _Bucket:
     """Uploads what was appended, part by part, from a thread of its own."""
 
     def __init__(self, uri: str, process: str) -> None:
-        try:
-            obstore_store = importlib.import_module("obstore.store")
-        except ImportError:
-            import sys  # noqa: PLC0415 - only this message needs it
-
-            msg = (
-                f"the store is the bucket {uri}, and {sys.executable} has no package 'obstore' to reach it with: "
-                "install obstore in the job's Python, or use a file:// store that the job can see"
-            )
-            raise RuntimeError(msg) from None
-        self._store = obstore_store.from_url(uri, **_allow_http())
+        self._bucket = Bucket(uri)
         self._process = process
         self._part = 0
-        self._pending = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._uploaded = 0
-        self._size = 0
-        self._io = threading.Lock()
+        self._lines = bytearray()  # of this part
+        self._uploaded = 0  # bytes of this part
+        self._appending = threading.Lock()
+        self._uploading = threading.Lock()
+        self._sign_of_life = _sign_of_life(process)
         threading.Thread(target=self._run, name="rallypoint-events", daemon=True).start()
-        atexit.register(self.upload)
+        atexit.register(self.flush)  # for what is written after `process.run`
 
     def append(self, data: bytes) -> None:
-        with self._io:
-            self._pending.seek(0, os.SEEK_END)
-            self._pending.write(data)
-            self._size += len(data)
-        if self._size >= PART_SIZE:
-            self.upload()
+        self._bucket.refuse_fork()  # the thread that uploads stayed behind
+        with self._appending:
+            self._lines += data
+        if self._sign_of_life is not None:
+            os.utime(self._sign_of_life)
 
-    def upload(self) -> None:
-        with self._io:
-            if self._size == self._uploaded:
+    def flush(self) -> None:
+        with self._uploading:
+            with self._appending:
+                data = bytes(self._lines)
+            if len(data) == self._uploaded:
                 return
-            self._pending.seek(0)
-            data = self._pending.read()
-            self._store.put(f"{self._process}.{self._part:06d}.jsonl", data)
-            self._uploaded = self._size
-            if self._size >= PART_SIZE:
+            self._bucket.write(f"{self._process}.{self._part:06d}.jsonl", data)
+            self._uploaded = len(data)
+            if len(data) >= PART_SIZE:
                 self._part += 1
-                self._size = self._uploaded = 0
-                self._pending.seek(0)
-                self._pending.truncate()
+                self._uploaded = 0
+                with self._appending:
+                    del self._lines[: len(data)]
 
     def _run(self) -> None:
         while True:
             time.sleep(UPLOAD_INTERVAL)
             try:
-                self.upload()
+                self.flush()
             except Exception as error:  # noqa: BLE001 - the next round tries again; the job must not end by it
                 print(f"rallypoint: events were not uploaded, will try again: {error}", flush=True)  # noqa: T201
 
 
-def _allow_http() -> dict[str, Any]:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") or os.environ.get("AWS_ENDPOINT", "")
-    return {"client_options": {"allow_http": True}} if endpoint.startswith("http://") else {}
+def _sign_of_life(process: str) -> int | None:
+    """Open a file whose time says when a bucket's last event was written, for the supervisor's stall timer."""
+    folder = os.environ.get(context.LOGS_DIR)
+    return os.open(os.path.join(folder, f".events-{process}"), os.O_WRONLY | os.O_CREAT, 0o644) if folder else None

@@ -12,6 +12,7 @@ folder, by which any later process finds it:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -214,7 +215,8 @@ class Supervisor:
     def _beat(self) -> None:
         if time.monotonic() - self._last_beat >= HEARTBEAT:
             self._last_beat = time.monotonic()
-            write_json(self._path("heartbeat.json"), {"v": 1, "t": time.time()}, durable=False)
+            with contextlib.suppress(OSError):  # a full disk is no reason to end a gang that works
+                write_json(self._path("heartbeat.json"), {"v": 1, "t": time.time()}, durable=False)
 
     def _path(self, *parts: str) -> str:
         return os.path.join(self.run_dir, *parts)

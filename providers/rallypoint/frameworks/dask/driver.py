@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(settings: Mapping[str, Any], entry: list[str]) -> Any:
+    import dask
     from distributed import Client
 
     with contextlib.ExitStack() as stack:
@@ -39,7 +40,9 @@ def _run(settings: Mapping[str, Any], entry: list[str]) -> Any:
                 f"{settings['connect_timeout']:g} s: start it, correct cluster=, or leave it out for a local cluster"
             )
             raise SchedulerUnreachableError(msg) from error
-        os.environ["DASK_SCHEDULER_ADDRESS"] = client.scheduler.address  # for a script's `Client()`
+        # For a script's `Client()`, here and in processes that it starts: the variable is read once, at import.
+        dask.config.set(scheduler_address=client.scheduler.address)
+        os.environ["DASK_SCHEDULER_ADDRESS"] = client.scheduler.address
         if client.dashboard_link:
             process.writer().write("link", name="Dask dashboard", url=client.dashboard_link)
         return run_entry(entry, inject={"client": client})
