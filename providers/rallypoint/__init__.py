@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rallypoint.frameworks.dask.job import DaskCluster, DaskJob
     from rallypoint.frameworks.torch.job import TorchElastic
     from rallypoint.spec.entry import Function, Module, Script
+    from rallypoint.spec.failure import FailureRule, Kind
     from rallypoint.spec.resources import Resources
     from rallypoint.worker.stage import Stage, stage
 
@@ -24,7 +25,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "DaskCluster": "rallypoint.frameworks.dask.job",
     "DaskJob": "rallypoint.frameworks.dask.job",
+    "FailureRule": "rallypoint.spec.failure",
     "Function": "rallypoint.spec.entry",
+    "Kind": "rallypoint.spec.failure",
     "Module": "rallypoint.spec.entry",
     "RallypointError": "rallypoint.errors",
     "Resources": "rallypoint.spec.resources",
@@ -38,7 +41,9 @@ _HOMES = {
 __all__ = [
     "DaskCluster",
     "DaskJob",
+    "FailureRule",
     "Function",
+    "Kind",
     "Module",
     "RallypointError",
     "Resources",

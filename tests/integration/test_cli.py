@@ -573,3 +573,68 @@ def test_forget_of_a_running_stage_has_the_next_run_replace_it(place):
     assert json.loads(second.communicate(timeout=40)[0]) == {"waited": True}
     first.communicate(timeout=20)
     assert first.returncode == 1
+
+
+# prune ---------------------------------------------------------------------------------------------------------------
+
+
+def test_prune_shows_what_would_go_asks_and_removes_it(place):
+    for _ in range(3):
+        place.cli("run", "jobs.py:plain", "--rerun")
+    (place.store / "stages/cli/jobs.plain/generations/000001/artifacts").mkdir(parents=True)
+    (place.store / "stages/cli/jobs.plain/generations/000001/artifacts/model").write_bytes(b"x" * 5_000_000)
+    shown = place.cli("prune", "--older-than", "0s", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "cli/jobs.plain" in shown.stdout
+    assert "generation" in shown.stdout
+    assert "5.0 MB" in shown.stdout
+    assert "would be removed" in shown.stderr
+    refused = place.cli("prune", "--older-than", "0s")
+    assert refused.returncode == 2
+    assert "--yes" in refused.stderr
+    assert "good" not in place.cli("prune", "--older-than", "1d", "--yes").stdout
+    assert "started" in place.cli("logs", "jobs.plain").stdout
+    done = place.cli("prune", "--older-than", "0s", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "removed 5." in done.stderr
+    assert not (place.store / "stages/cli/jobs.plain/generations/000001").exists()
+    assert "rallypoint prune" in place.cli("logs", "jobs.plain").stderr
+    assert state_of(place, "jobs.plain") == "succeeded"
+    assert "loss=0.25" in place.cli("status", "jobs.plain").stdout
+    assert json.loads(place.cli("run", "jobs.py:plain").stdout) == {"value": "good"}
+    assert len(place.signatures()) == 3
+    assert "nothing in" in place.cli("prune", "--older-than", "0s", "--yes").stderr
+
+
+def test_prune_forgets_a_stage_whole_and_it_then_runs_anew(place):
+    place.cli("run", "jobs.py:plain")
+    assert place.cli("prune", "--older-than", "0s", "--forget-stages", "--stage", "jobs.plain", "--yes").returncode == 0
+    assert "no stages" in place.cli("status").stdout
+    again = place.cli("run", "jobs.py:plain")
+    assert json.loads(again.stdout) == {"value": "good"}
+    assert "first attempt" in again.stderr
+    assert len(place.signatures()) == 2
+
+
+def test_prune_leaves_what_runs_alone(place):
+    running = place.start("run", "jobs.py:slow")
+    eventually(place.signatures)
+    said = place.cli("prune", "--older-than", "0s", "--keep-generations", "1", "--forget-stages", "--yes")
+    assert said.returncode == 0
+    assert "nothing in" in said.stderr
+    place.open_gate()
+    assert json.loads(running.communicate(timeout=40)[0]) == {"waited": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--older-than", "soon"], "got 'soon', expected a number and a unit"),
+        (["--keep-generations", "0"], "--keep-generations"),
+        (["--stage", "nobody"], "names no stage"),
+    ],
+)
+def test_prune_says_what_is_wrong_with_an_option(place, words, said):
+    refused = place.cli("prune", *words)
+    assert refused.returncode == 2
+    assert said in refused.stderr

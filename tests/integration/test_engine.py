@@ -19,10 +19,10 @@ import pytest
 from rallypoint.errors import LaunchError, StageCancelledError, StageFailedError, StageUserError
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.entry import Script
+from rallypoint.spec.failure import Kind
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.job import Job
 from rallypoint.stages.engine import Engine, Request, raise_for
-from rallypoint.stages.failures import Kind
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import Ledger
 from rallypoint.stages.rule import Action, Intent, Resume, State
@@ -484,7 +484,7 @@ async def test_a_submitter_that_comes_late_starts_nothing(engine, job, witness, 
     await bring_to(State.PENDING)
     record = (await engine.read(1)).record
     second = await engine.start(job, asks("try-2", intent=RERUN))
-    late = await engine._launch(job.plan(), job, record)
+    late = await engine._launch(job.plan(), job, record, owner=record.owner)
     assert late.outcome.state is State.CANCELLED
     assert (await finish(engine, second)).state is State.SUCCEEDED
     assert witness.started_from == [0]

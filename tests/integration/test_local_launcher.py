@@ -463,6 +463,35 @@ async def test_processes_that_are_not_named_can_be_left_out(launcher, gang, scri
     assert [chunk.data for chunk in await _read(launcher, handle, Cursor(others=-1))] == [b"\n", b"\n"]
 
 
+async def test_a_reader_that_is_too_far_behind_goes_on_near_the_end_with_a_whole_line(launcher, gang, script, ended):
+    handle = await launcher.launch(gang(script("print(*range(100_000), sep='\\n')")), ID)
+    await ended(handle)
+    size = Path(handle.details["run_dir"], "logs/p-0.log").stat().st_size
+    (chunk,) = await _read(launcher, handle, Cursor({"p-0": 4}, max_behind=1_000))
+    assert chunk.data.split()[-1] == b"99999"
+    assert b"\n".join(b"%d" % n for n in range(99_900, 100_000)) in chunk.data
+    assert chunk.data.split()[0] in {b"%d" % n for n in range(99_700, 99_900)}
+    assert (chunk.skipped, chunk.offset) == (size - len(chunk.data) - 4, size)
+    (near,) = await _read(launcher, handle, Cursor({"p-0": size - 1_000}, max_behind=1_000))
+    assert (near.skipped, len(near.data)) == (0, 1_000)
+
+
+async def test_what_an_attempt_left_is_removed_and_it_never_starts_again(launcher, gang, script, ended, tmp_path):
+    handle = await launcher.launch(gang(script("open('file', 'w').write('x' * 1000)")), ID)
+    await ended(handle)
+    assert await launcher.left(ID) > 1_000
+    await launcher.clean(ID, forget=False)
+    assert await launcher.left(ID) == 0
+    (tmp_path / "ran").unlink(missing_ok=True)
+    again = await launcher.launch(gang(script(f"open({str(tmp_path / 'ran')!r}, 'w')")), ID)
+    assert (await ended(again)).reason == "completed"
+    assert not (tmp_path / "ran").exists()
+    await launcher.clean(ID, forget=True)
+    assert await launcher.find(ID) is None
+    assert list(launcher.root.iterdir()) == []
+    await launcher.clean(ID, forget=True)
+
+
 # What processes get --------------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from rallypoint import Function, Script, TorchElastic
+from rallypoint.spec.failure import Kind
 from rallypoint.stages.engine import Request
-from rallypoint.stages.failures import Kind
 from rallypoint.stages.rule import State
 
 pytestmark = pytest.mark.engine

@@ -135,6 +135,7 @@ def test_the_stall_timer_sees_every_event(uri, tmp_path, monkeypatch):
     os.utime(tmp_path / ".events-rank-0.r0", (0, 0))
     writer.write("progress", step=1)
     assert (tmp_path / ".events-rank-0.r0").stat().st_mtime > time.time() - 60
+    writer.flush()
 
 
 def test_a_forked_process_is_told_instead_of_losing_lines(uri):

@@ -34,6 +34,13 @@ def reader(tmp_path, events_dir):
     return EventReader(Store.open(tmp_path), "events")
 
 
+async def _rest(reader):
+    events = []
+    while new := await reader.read():
+        events += new
+    return events
+
+
 def _append(file: Path, data: bytes) -> None:
     with file.open("ab") as target:
         target.write(data)
@@ -137,10 +144,29 @@ async def test_a_bad_line_is_refused_and_said_and_the_next_one_read(reader, even
 async def test_a_line_without_an_end_fills_no_memory_and_stops_nothing(reader, events_dir):
     _append(events_dir / "a-0.jsonl", b"x" * (5 * MAX_LINE))
     _append(events_dir / "b-0.jsonl", _line("closed"))
-    kinds = [event.kind for event in await reader.read()]
-    assert set(kinds) == {"rejected", "closed"}
+    assert {event.kind for event in await reader.read()} == {"rejected", "closed"}
     _append(events_dir / "a-0.jsonl", b"\n" + _line("closed"))
-    assert [event.kind for event in await reader.read()][-1] == "closed"
+    assert [event.kind for event in await _rest(reader)][-1] == "closed"
+
+
+async def test_a_flood_is_read_in_bounded_parts_and_starves_nobody(reader, events_dir):
+    line = _line(text="x" * 1000)
+    for name in ("a-0", "b-0", "c-0"):
+        _append(events_dir / f"{name}.jsonl", line * (6 * MAX_LINE // len(line)))
+    _append(events_dir / "d-0.jsonl", _line("closed"))
+    first, second = await reader.read(), await reader.read()
+    assert len(first) * len(line) <= 6 * MAX_LINE
+    assert {event.process for event in first + second} == {"a-0", "b-0", "c-0", "d-0"}
+    assert len(first + second + await _rest(reader)) == 3 * (6 * MAX_LINE // len(line)) + 1
+
+
+async def test_the_parts_of_one_process_are_read_in_order_though_others_flood(reader, events_dir):
+    for name in ("a-0.000000", "a-0.000001", "a-0.000002", "b-0.000000", "b-0.000001", "b-0.000002"):
+        _append(events_dir / f"{name}.jsonl", _line(part=name, text="x" * 1000) * (3 * MAX_LINE // 1000))
+    for process in ("a-0", "b-0"):
+        reader.offsets.clear()
+        parts = [event.data["part"] for event in await _rest(reader) if event.process == process]
+        assert parts == sorted(parts)
 
 
 def test_the_writer_refuses_a_line_that_readers_would(events_dir):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
+from rallypoint.spec.failure import Kind
 from rallypoint.stages.events import Event
-from rallypoint.stages.failures import FailureReport, Kind, explain, launch_report
+from rallypoint.stages.failures import FailureReport, explain, launch_report
 from rallypoint.stages.text import printable
 from rallypoint.stages.view import AttemptView
 

@@ -8,7 +8,8 @@ import pytest
 
 from rallypoint.errors import StageNotFoundError
 from rallypoint.launchers.base import Handle
-from rallypoint.stages.failures import FailureReport, Kind
+from rallypoint.spec.failure import Kind
+from rallypoint.stages.failures import FailureReport
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import Ledger, Record, list_stages
 from rallypoint.stages.outcome import Outcome
@@ -94,9 +95,9 @@ async def test_a_failure_report_is_read_back(ledger):
 
 async def test_the_first_handle_counts(ledger):
     await ledger.claim(_record())
-    first = Handle("local:///runs", "rp-1", {"run_dir": "/runs/rp-1"})
+    first = Handle("local:///runs", KEY.attempt_id(1), {"run_dir": "/runs/1"})
     await ledger.launched(1, first)
-    await ledger.launched(1, Handle("local:///elsewhere", "rp-1"))
+    await ledger.launched(1, Handle("local:///elsewhere", KEY.attempt_id(1)))
     assert (await ledger.last()).handle == first
 
 
@@ -110,9 +111,47 @@ async def test_the_newest_owner_counts(ledger):
 
 async def test_the_first_who_asked_for_the_end_is_remembered(ledger):
     await ledger.claim(_record())
-    await ledger.ask_cancel(1, "on_kill")
-    await ledger.ask_cancel(1, "a person")
+    assert await ledger.ask_cancel(1, "on_kill")
+    assert await ledger.ask_cancel(1, "a person")
     assert (await ledger.last()).cancel_asked == "on_kill"
+
+
+async def test_only_the_owner_of_an_attempt_may_ask_for_its_end(ledger):
+    await ledger.claim(_record())
+    assert await ledger.own(1, "try-2")
+    assert not await ledger.ask_cancel(1, "on_kill", owner="try-1")
+    assert (await ledger.last()).cancel_asked is None
+    assert await ledger.ask_cancel(1, "on_kill", owner="try-2")
+
+
+async def test_what_is_to_end_cannot_be_taken_over(ledger):
+    await ledger.claim(_record())
+    await ledger.ask_cancel(1, "on_kill", owner="try-1")
+    assert not await ledger.own(1, "try-2")
+    assert (await ledger.last()).owner == "try-1"
+
+
+async def test_of_an_old_owner_that_cancels_and_many_that_take_over_at_once_the_first_word_counts(store, ledger):
+    await ledger.claim(_record())
+    cancel = Ledger(store, KEY).ask_cancel(1, "on_kill", owner="try-1")
+    cancelled, *owned = await asyncio.gather(cancel, *(Ledger(store, KEY).own(1, f"try-{n}") for n in range(2, 8)))
+    entry = await ledger.last()
+    assert (entry.cancel_asked is not None) == cancelled
+    assert cancelled != all(owned)
+
+
+async def test_an_attempt_that_is_not_there_has_no_owner(ledger):
+    assert not await ledger.own(1, "try-2")
+    assert not await ledger.ask_cancel(1, "on_kill")
+
+
+async def test_a_claim_that_a_crash_cut_short_is_none(ledger, store):
+    """The folder was made and the intent was not: the next try claims the same number."""
+    await ledger.claim(_record())
+    (store.local_path / KEY.path / "attempts/000002").mkdir()
+    assert (await ledger.last()).record.number == 1
+    assert await ledger.claim(_record(2))
+    assert (await ledger.last()).record.number == 2
 
 
 async def test_a_rerun_is_asked_for_one_attempt(ledger):

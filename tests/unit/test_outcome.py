@@ -7,8 +7,8 @@ import json
 import pytest
 
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
+from rallypoint.spec.failure import Kind
 from rallypoint.stages.events import Event
-from rallypoint.stages.failures import Kind
 from rallypoint.stages.outcome import Outcome, judge, with_last_lines
 from rallypoint.stages.rule import State
 from rallypoint.stages.view import AttemptView

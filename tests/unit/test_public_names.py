@@ -28,8 +28,8 @@ def test_every_public_name_is_there(name):
 def test_the_public_names_are_these():
     assert sorted(rallypoint.__all__) == rallypoint.__all__ == dir(rallypoint)
     assert rallypoint.__all__ == [
-        "DaskCluster", "DaskJob", "Function", "Module", "RallypointError", "Resources", "Script", "Stage",
-        "StageFailedError", "TorchElastic", "__version__", "stage",
+        "DaskCluster", "DaskJob", "FailureRule", "Function", "Kind", "Module", "RallypointError", "Resources", "Script",
+        "Stage", "StageFailedError", "TorchElastic", "__version__", "stage",
     ]  # fmt: skip
 
 

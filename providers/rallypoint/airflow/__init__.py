@@ -6,6 +6,7 @@
 ``triggers``          `StageTrigger`: waits for an attempt without a worker
 ``hooks``             `RallypointHook`: the connection type ``rallypoint``
 ``place``             which store and launcher a task uses
+``retention``         `prune_store`, for a DAG that cleans up every day
 ``links``             the buttons of a task in the UI
 ``plugin``            the page that the links show
 ====================  =========================================================================

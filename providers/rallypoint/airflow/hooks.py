@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, credentials_id, is_default_missing, place_of
 from rallypoint.errors import RallypointError
@@ -37,7 +38,8 @@ class RallypointHook(BaseHook):
         """Return the store and launcher that the connection names.
 
         Raises:
-            AirflowNotFoundException: There is no such connection, and it is not the default one.
+            AirflowNotFoundException: There is no such connection, and it is not the default one; or it is of another
+                type.
             StoreError: The store's URI or credentials are wrong.
         """
         connection: Connection | None = None
@@ -46,6 +48,7 @@ class RallypointHook(BaseHook):
         except Exception as error:
             if not is_default_missing(self.rallypoint_conn_id, error):
                 raise
+        self._check(connection)
         other = credentials_id(connection)
         return place_of(connection, self.get_connection(other) if other else None)
 
@@ -57,8 +60,15 @@ class RallypointHook(BaseHook):
         except Exception as error:
             if not is_default_missing(self.rallypoint_conn_id, error):
                 raise
+        self._check(connection)
         other = credentials_id(connection)
         return place_of(connection, await self.aget_connection(other) if other else None)
+
+    def _check(self, connection: Connection | None) -> None:
+        # The stage's page takes the id from its reader, who may have no right to look at connections.
+        if connection is not None and connection.conn_type != self.conn_type:
+            msg = f"got the connection {self.rallypoint_conn_id!r}, expected one of the type {self.conn_type!r}"
+            raise AirflowNotFoundException(msg)
 
     def test_connection(self) -> tuple[bool, str]:
         """Write to the store and look for a job on the launcher, as the *Test* button asks."""

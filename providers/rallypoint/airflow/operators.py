@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, Tas
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.links import DaskDashboardLink, StageLink
 from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, check_references, resolve_secrets
+from rallypoint.airflow.retries import StageRetryPolicy
 from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.errors import (
     InvalidEntryError,
@@ -35,6 +37,8 @@ from rallypoint.stages.rule import Resume
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from rallypoint.spec.failure import FailureRule
+
 ATTEMPT_KEY = "rallypoint_attempt"  # the XCom that names the attempt, there from its start
 _KILL_WAIT = 4.0  # seconds; Airflow kills the process 5 s after it has asked
 _BACKSTOP = timedelta(minutes=2)  # the trigger enforces the timeout itself; this is for one that is stuck
@@ -42,6 +46,9 @@ _BACKSTOP = timedelta(minutes=2)  # the trigger enforces the timeout itself; thi
 
 class StageOperator(BaseOperator):
     """Runs a job as a stage; a retry continues it, and nothing ever runs twice.
+
+    Failures that a retry cannot help end the task at once (`AirflowFailException`); others follow ``retries``, with a
+    back-off that fits the cause (`rallypoint.airflow.retries.StageRetryPolicy`, unless there is a ``retry_policy=``).
 
     Give the code in one of three ways: `script`, `module`, or `python_callable`.
 
@@ -61,6 +68,7 @@ class StageOperator(BaseOperator):
         keep_checkpoints: How many checkpoints to keep.
         stall_timeout: Seconds without an event or a line of output from any process after which the job counts as
             hung, and is ended and retried. None waits for ever.
+        failure_rules: What failures of this job mean, before Rallypoint's own table is asked.
         resume: When a retry may use earlier checkpoints: ``"if_same_work"``, ``"always"`` or ``"never"``.
         rallypoint_conn_id: The connection of store and launcher. The default one need not exist.
         poll_interval: Seconds between looks at the job.
@@ -98,6 +106,7 @@ class StageOperator(BaseOperator):
         job_resources: Resources | None = None,
         keep_checkpoints: int = 3,
         stall_timeout: float | None = DEFAULT_STALL_TIMEOUT,
+        failure_rules: Sequence[FailureRule] = (),
         resume: str = Resume.IF_SAME_WORK.value,
         rallypoint_conn_id: str = DEFAULT_CONN_ID,
         poll_interval: float = 1.0,
@@ -105,7 +114,7 @@ class StageOperator(BaseOperator):
         job_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"retry_policy": StageRetryPolicy(), **kwargs})
         self.script = script
         self.module = module
         self.args = args or []
@@ -119,6 +128,7 @@ class StageOperator(BaseOperator):
         self.job_resources = job_resources or Resources()
         self.keep_checkpoints = keep_checkpoints
         self.stall_timeout = stall_timeout
+        self.failure_rules = failure_rules
         self.resume = resume
         self.rallypoint_conn_id = rallypoint_conn_id
         self.poll_interval = poll_interval
@@ -165,6 +175,7 @@ class StageOperator(BaseOperator):
             resources=self.job_resources,
             keep_checkpoints=self.keep_checkpoints,
             stall_timeout=self.stall_timeout,
+            failure_rules=self.failure_rules,
             **self.job_options,
         )
 
@@ -178,7 +189,8 @@ class StageOperator(BaseOperator):
         if call is None:
             msg = f"{self.task_id} has no python_callable; give it one, or a script= or module="
             raise InvalidEntryError(msg)
-        return Function(call, tuple(self.op_args), dict(self.op_kwargs))
+        args, kwargs = _by_name(self.python_callable, self.op_args, self.op_kwargs)
+        return Function(call, args, kwargs)
 
     # Life of a try -------------------------------------------------------------------------------------------------
 
@@ -358,6 +370,13 @@ def stage_key(ti: Any) -> StageKey:
     """Return the key of a task instance's stage: dag id / run id / task id (/ map index)."""
     mapped = (str(ti.map_index),) if ti.map_index is not None and ti.map_index >= 0 else ()
     return StageKey((ti.dag_id, ti.run_id, ti.task_id, *mapped))
+
+
+def _by_name(call: Any, args: Collection[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's positional arguments under their names, by which the log says what has changed."""
+    places = [p.name for p in inspect.signature(call).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = dict(zip(places, args, strict=False))
+    return tuple(args)[len(places) :], {**named, **kwargs}
 
 
 async def _cancel_last(engine: Any, why: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.sdk.exceptions import AirflowNotFoundException
 from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 LOG_TAIL = 65_536  # bytes of one log that the page shows
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 _ReadLogs = Depends(requires_access_dag("GET", DagAccessEntity.TASK_LOGS))
+# No script runs on the page, whatever gets into it.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
 _ConnId = Annotated[str, Query(max_length=250)]
 
 app = FastAPI(title="Rallypoint", docs_url=None, redoc_url=None, openapi_url=None)
@@ -66,7 +74,7 @@ async def stage_page(
         "conn": conn,
     }
     # Jinja makes HTML inert, `printable` the escapes that a terminal would obey when somebody saves the page.
-    return HTMLResponse(printable(_TEMPLATES.get_template("stage.html").render(context)))
+    return HTMLResponse(printable(_TEMPLATES.get_template("stage.html").render(context)), headers=_HEADERS)
 
 
 @app.get("/stages/{dag_id}/{run_id}/{task_id}/{map_index}/links/{name}", dependencies=[_ReadLogs])
@@ -87,6 +95,8 @@ async def _engine(dag_id: str, run_id: str, task_id: str, map_index: int, conn: 
     try:
         place = await run_in_threadpool(RallypointHook(conn).get_conn)
         return place.engine(StageKey((dag_id, run_id, task_id, *mapped)))
+    except AirflowNotFoundException as error:
+        raise HTTPException(404, f"there is no connection {conn!r} of the type 'rallypoint'") from error
     except RallypointError as error:
         raise HTTPException(502, str(error)) from error
 

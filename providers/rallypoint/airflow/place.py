@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.log import mask_secret
 
 from rallypoint.errors import InvalidJobError, StoreError
 from rallypoint.launchers.registry import open_launcher
@@ -109,6 +110,7 @@ def _secret(name: str, reference: str) -> str:
     value = _READERS[kind](which)
     if value is None:
         raise _bad_reference(name, reference)
+    mask_secret(value)  # a job may print it, and the task's log repeats what rank 0 prints
     return value
 
 

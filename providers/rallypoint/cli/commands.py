@@ -11,11 +11,13 @@ import uuid
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.filesize import decimal
 
 import rallypoint
 from rallypoint.cli.logs import Selection, print_logs
 from rallypoint.cli.place import find_stage, launcher_uri, open_store, pick_attempt
 from rallypoint.cli.plan import show_gang, show_placed
+from rallypoint.cli.prune import parse_age, remove_all, show_going
 from rallypoint.cli.run import run_stage
 from rallypoint.cli.status import all_attempts, last_attempts, show_stage, show_stages, stage_json, stages_json
 from rallypoint.cli.target import load_target
@@ -25,6 +27,7 @@ from rallypoint.launchers.placement import place
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.stages.engine import Engine, Request
 from rallypoint.stages.key import StageKey
+from rallypoint.stages.retention import Policy, survey
 from rallypoint.stages.rule import Intent, Resume, State, decide
 from rallypoint.stages.text import printable
 
@@ -60,6 +63,13 @@ _Rank = Annotated[int | None, typer.Option(metavar="N", help="Only this rank.")]
 _Process = Annotated[str | None, typer.Option(metavar="NAME", help="Only this process, such as agent-0.")]
 _Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the attempt has ended.")]
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_Age = Annotated[str, typer.Option(metavar="AGE", help="How long ago it must have ended: 30d, 12h, 90m, 45s, 2w.")]
+_Keep = Annotated[int, typer.Option(metavar="N", min=1, help="Keep this many of a stage's newest generations.")]
+_Forget = Annotated[
+    bool, typer.Option("--forget-stages", help="Remove a stage with result and last checkpoint if all of it is older.")
+]
+_Only = Annotated[str, typer.Option("--stage", metavar="KEY", help="Only stages of this key, or with this end of it.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")]
 _Version = Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")]
 
 _USAGE = 2  # exit code of wrong input
@@ -221,6 +231,40 @@ def forget(stage: _Stage, *, yes: _Yes = False, store: _Store = None) -> None:
     say(f"forgot {engine.key.text}; {expected}")
     if decision.from_checkpoint:
         say('(if the work has not changed; resume="never" starts from scratch)')
+
+
+@app.command()
+def prune(  # noqa: PLR0913 - the options of a command are its parameters
+    *,
+    older_than: _Age = "30d",
+    keep_generations: _Keep = 2,
+    stage: _Only = "",
+    forget_stages: _Forget = False,
+    dry_run: _DryRun = False,
+    yes: _Yes = False,
+    store: _Store = None,
+) -> None:
+    """Remove logs, events and generations (checkpoints, artifacts) of old attempts.
+
+    A stage whose last attempt is running or unknown is left alone, and so are every stage's newest generation and the
+    record of its attempts.
+    """
+    try:
+        age = parse_age(older_than)
+    except ValueError as error:
+        _refuse(f"--older-than: {error}")
+    opened = open_store(store)
+    policy = Policy(older_than=age, keep_generations=keep_generations, forget_stages=forget_stages)
+    found = asyncio.run(survey(opened, policy, stage=stage))
+    show_going(found)
+    stages = sum(bool(going.parts) for going in found)
+    what = f"{decimal(sum(going.size for going in found))} of {stages} stage{'' if stages == 1 else 's'}"
+    if dry_run or not stages:
+        say(f"{what} would be removed" if stages else f"nothing in {opened.uri} is to be removed")
+    else:
+        _confirm(f"remove {what}?", yes=yes)
+    if stages and not dry_run and not remove_all(opened, found):
+        raise typer.Exit(_USAGE)
 
 
 async def _look(stage: str, store: str | None) -> tuple[StageKey, list[Snapshot], Snapshot]:

@@ -12,7 +12,7 @@ from rallypoint.errors import StageNotFoundError
 from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.stages.events import EventReader
-from rallypoint.stages.text import Lines
+from rallypoint.stages.text import Lines, one_line
 from rallypoint.stages.view import AttemptView
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ async def print_logs(engine: Engine, number: int, selection: Selection, *, follo
                 for process, rest in lines.left():
                     _write(process, [rest], prefixed=prefixed)
                 if not offsets:
-                    say(f"{handle.attempt} has written nothing{' yet' if going else ''}")
+                    pruned = "" if going else ", or it was removed since (rallypoint prune)"
+                    say(f"{handle.attempt} has written nothing{' yet' if going else pruned}")
                 return
         elif not (follow and going):
             say(f"attempt {number} of {engine.key.text} has no process on {launcher.uri}")
@@ -129,6 +130,6 @@ async def _new_output(
 
 
 def _write(process: str, lines: list[str], *, prefixed: bool) -> None:
-    head = f"[{process}] " if prefixed else ""
+    head = f"[{one_line(process)}] " if prefixed else ""
     sys.stdout.writelines(f"{head}{line}\n" for line in lines)
     sys.stdout.flush()

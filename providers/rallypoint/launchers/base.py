@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -21,10 +21,13 @@ class Cursor:
         offsets: Bytes read, by the process's name.
         others: Where to begin with a process that is not named: bytes from the start, below 0 from the end, None to
             leave it out.
+        max_behind: How many bytes before a log's end a reader may be. One that is further behind goes on near the end,
+            and what it missed is never read; None to read everything.
     """
 
     offsets: Mapping[str, int] = field(default_factory=dict)
     others: int | None = 0
+    max_behind: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,13 @@ class LogChunk:
         process: The process's name, such as ``rank-0.r0``.
         data: The bytes.
         offset: How far the process's log has been read, including these.
+        skipped: How many bytes before these were left out, because the reader was too far behind.
     """
 
     process: str
     data: bytes
     offset: int
+    skipped: int = 0
 
 
 class Launcher(Protocol):
@@ -144,4 +149,32 @@ class Launcher(Protocol):
 
     def logs(self, handle: Handle, cursor: Cursor) -> AsyncIterator[LogChunk]:
         """Yield what each process has written since the cursor."""
+        ...
+
+
+@runtime_checkable
+class Cleanable(Protocol):
+    """A launcher where ended attempts leave something behind, such as logs, until it is removed.
+
+    It is no part of `Launcher`: Kubernetes, Ray and most schedulers remove what has ended by rules of their own.
+    """
+
+    async def left(self, attempt: str) -> int:
+        """Return how many bytes an attempt has left here.
+
+        Raises:
+            LaunchError: They cannot be seen from this host.
+        """
+        ...
+
+    async def clean(self, attempt: str, *, forget: bool) -> None:
+        """Remove what an attempt has left. Idempotent.
+
+        Args:
+            attempt: The id of an attempt that has ended.
+            forget: Also remove that by which the attempt can never start again. Its id may then be used anew.
+
+        Raises:
+            LaunchError: It is still running, or what it left cannot be removed.
+        """
         ...

@@ -24,9 +24,20 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, ProcessEnd, Status
 from rallypoint.launchers.placement import place
+from rallypoint.launchers.removal import left_in, remove_folder, remove_output
+from rallypoint.launchers.run_folder import (
+    check_folder,
+    folder_of,
+    is_log,
+    log_names,
+    make_folder,
+    open_inside,
+    read_record,
+    unreadable,
+)
 from rallypoint.spec.shipment import ARCHIVE
 from rallypoint.worker import context, hostprocs, probe
-from rallypoint.worker.supervisor import read_json, write_json
+from rallypoint.worker.supervisor import write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,11 +46,13 @@ if TYPE_CHECKING:
     from rallypoint.spec.gang import Gang
 
 START_DEADLINE = 30.0  # seconds until a supervisor has to have said that it started
+STRAGGLERS = 5.0  # seconds that killed processes have for their end within one look
 STALE_HEARTBEAT = 60.0  # seconds after which a supervisor on another host counts as gone
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL for the rest of a gang that failed
 CHUNK = 1 << 18  # bytes of one log chunk
 # The orchestrator's own settings and credentials are no business of a job.
-_WITHHELD = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW", "PREFECT_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_")
+_ORCHESTRATORS = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW", "PREFECT_")
+_WITHHELD = (*_ORCHESTRATORS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_")
 
 
 class LocalLauncher:
@@ -102,8 +115,7 @@ class LocalLauncher:
 
     async def cancel(self, handle: Handle, grace: timedelta) -> None:
         """End the gang, and forbid its start if it has not started. Returns when nothing of it is left."""
-        folder = self._folder(handle.attempt)
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        folder = await asyncio.to_thread(make_folder, self.root, handle.attempt)
         request = {"v": 1, "t": time.time(), "grace": grace.total_seconds(), "by_host": socket.gethostname()}
         with suppress(FileExistsError):
             await asyncio.to_thread(write_json, str(folder / "cancel.json"), request, exclusive=True)
@@ -118,6 +130,22 @@ class LocalLauncher:
         """Yield what processes have written since the cursor; at most one chunk per process and call."""
         for chunk in await asyncio.to_thread(self._new_output, handle.attempt, cursor):
             yield chunk
+
+    async def left(self, attempt: str) -> int:
+        """Return the bytes of an attempt's run folder, without the few by which it never starts again.
+
+        Raises:
+            LaunchError: The launcher's folder is not on this host.
+        """
+        return await asyncio.to_thread(self._left, attempt)
+
+    async def clean(self, attempt: str, *, forget: bool) -> None:
+        """Remove an ended attempt's logs and files; to `forget` it is to remove its whole folder.
+
+        Raises:
+            LaunchError: It is still running, or a part of it cannot be removed.
+        """
+        await asyncio.to_thread(self._clean, attempt, forget=forget)
 
     # Blocking halves, which run in threads -----------------------------------------------------------------------
 
@@ -150,14 +178,9 @@ class LocalLauncher:
 
         Nothing in it is ever moved or removed: others prepare it, or cancel the attempt, at the same time.
         """
-        folder = self._folder(attempt)
+        folder = make_folder(self.root, attempt)
         if (folder / "processes.json").exists():
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"cannot write to the launcher's folder {self.root}: {error.strerror}; correct it in the connection"
-            raise PreflightError(msg) from error
         spec = place(gang, attempt=attempt, run_dir=str(folder), python=gang.python or self.python)
         try:
             for name in ("logs", "work"):
@@ -178,18 +201,22 @@ class LocalLauncher:
         environment["PATH"] = os.pathsep.join([str(Path(python).parent), environment.get("PATH", os.defpath)])
         environment["PYTHONPATH"] = str(folder / ARCHIVE)
         environment[context.ATTEMPT_ID] = attempt
-        with (folder / "supervisor.log").open("ab") as log:
-            # It forks and the first process ends at once, so nothing here has a child to wait for later.
-            done = subprocess.run(
-                [sys.executable, "-m", "rallypoint.worker.supervisor", str(folder)],
-                env=environment,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                check=False,
-            )
+        try:
+            with (folder / "supervisor.log").open("ab") as log:
+                # It forks and the first process ends at once, so nothing here has a child to wait for later.
+                done = subprocess.run(
+                    [sys.executable, "-m", "rallypoint.worker.supervisor", str(folder)],
+                    env=environment,
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    check=False,
+                )
+        except OSError as error:
+            msg = f"the supervisor of {attempt} could not be started: {error.strerror}"
+            raise LaunchError(msg) from error
         if done.returncode != 0:
             msg = f"the supervisor of {attempt} ended with exit code {done.returncode}: see {folder}/supervisor.log"
             raise LaunchError(msg)
@@ -201,56 +228,108 @@ class LocalLauncher:
 
     def _poll(self, attempt: str) -> Status:
         folder = self._folder(attempt)
-        if final := read_json(str(folder / "final.json")):
-            return _ended(final)
-        started = read_json(str(folder / "started.json"))
+        if ended := _ended(folder):
+            return ended
+        started = read_record(folder, "started.json")
         if started is None:
             cancelled = (folder / "cancel.json").exists()
             return Status(Phase.ENDED if cancelled else Phase.LOST, "cancelled" if cancelled else "")
+        if not (isinstance(started.get("pid"), int) and isinstance(started.get("host"), str)):
+            raise unreadable(folder / "started.json")
         if self._alive(folder, started):
             return Status(Phase.RUNNING)
-        if final := read_json(str(folder / "final.json")):  # it ended between the two looks
-            return _ended(final)
-        if started["host"] == socket.gethostname():
-            _kill_stragglers(attempt)
+        if ended := _ended(folder):  # it ended between the two looks
+            return ended
+        if started["host"] == socket.gethostname() and not _end_stragglers(attempt):
+            return Status(Phase.RUNNING)  # what is called lost may be launched anew
         message = f"its supervisor (pid {started['pid']} on {started['host']}) is gone and left no final record"
         return Status(Phase.LOST, message=message)
 
     def _alive(self, folder: Path, started: dict[str, Any]) -> bool:
         if started["host"] == socket.gethostname():
-            same_boot = started["boot_id"] == hostprocs.boot_id()
-            return bool(same_boot and hostprocs.start_time(started["pid"]) == started["start_time"])
-        beat = read_json(str(folder / "heartbeat.json")) or started
-        return time.time() - float(beat["t"]) < STALE_HEARTBEAT
+            same_boot = started.get("boot_id") == hostprocs.boot_id()
+            return bool(same_boot and hostprocs.start_time(started["pid"]) == started.get("start_time"))
+        beat = read_record(folder, "heartbeat.json") or started
+        said = beat.get("t")
+        return isinstance(said, int | float) and time.time() - said < STALE_HEARTBEAT
 
     def _new_output(self, attempt: str, cursor: Cursor) -> list[LogChunk]:
         chunks = []
-        for file in sorted((self._folder(attempt) / "logs").glob("[!.]*.log")):
-            start, size = cursor.offsets.get(file.stem, cursor.others), file.stat().st_size
-            wanted = CHUNK
-            from_end = start is not None and start < 0
-            if start is not None and start < 0:
-                start, wanted = max(0, size + start), -start
-            if start is None or size <= start:
+        folder = self._folder(attempt)
+        for name in log_names(folder) if cursor.others is not None else filter(is_log, cursor.offsets):
+            start = cursor.offsets.get(name, cursor.others)
+            if start is None or _is_no_longer_than(folder / "logs" / f"{name}.log", start):
                 continue
-            with file.open("rb") as log:
+            try:
+                log = os.fdopen(open_inside(folder, "logs", f"{name}.log"), "rb")
+            except OSError:  # a link, or no longer there
+                continue
+            with log:
+                size, wanted, from_end = os.fstat(log.fileno()).st_size, CHUNK, start < 0
+                if from_end:
+                    start, wanted = max(0, size + start), -start
+                if size <= start:
+                    continue
+                first = start
+                if cursor.max_behind is not None and size - start > cursor.max_behind:
+                    start = size - min(CHUNK, cursor.max_behind)
                 log.seek(start)
                 data = log.read(wanted)
+            if start > first:  # begin with a whole line
+                cut = data.find(b"\n") + 1
+                start, data = start + cut, data[cut:]
             if b"\n" in data and not from_end:  # the end of a log is wanted with its unfinished line
                 data = data[: data.rindex(b"\n") + 1]
-            chunks.append(LogChunk(file.stem, data, start + len(data)))
+            chunks.append(LogChunk(name, data, start + len(data), skipped=start - first))
         return chunks
 
+    def _left(self, attempt: str) -> int:
+        if not self.root.is_dir():
+            msg = (
+                f"got the launcher {self.uri}, expected its folder on {socket.gethostname()}: prune on the host whose "
+                "jobs it runs, or make an empty one if it was deleted"
+            )
+            raise LaunchError(msg)
+        return left_in(self._folder(attempt))
+
+    def _clean(self, attempt: str, *, forget: bool) -> None:
+        folder = self._folder(attempt)
+        if self._poll(attempt).phase is Phase.RUNNING:
+            msg = f"{attempt} is still running on {socket.gethostname()}: stop it before its folder is removed"
+            raise LaunchError(msg)
+        try:
+            with suppress(FileNotFoundError):
+                check_folder(self.root, attempt)
+            remove_folder(folder) if forget else remove_output(folder)
+        except OSError as error:
+            msg = f"cannot remove {folder}: {error}"
+            raise LaunchError(msg) from error
+
     def _folder(self, attempt: str) -> Path:
-        return self.root / attempt
+        return folder_of(self.root, attempt)
 
 
-def _ended(final: dict[str, Any]) -> Status:
-    processes = tuple(
-        ProcessEnd(end["name"], end["exit_code"], end["signal"], end["host"], end["first"])
-        for end in final["processes"]
-    )
-    return Status(Phase.ENDED, final["reason"], processes, final["message"])
+def _ended(folder: Path) -> Status | None:
+    """Return how a gang ended; None if there is no final record, or what the job put in its place."""
+    try:
+        final = read_record(folder, "final.json")
+        if final is None:
+            return None
+        processes = tuple(
+            ProcessEnd(str(end["name"]), end["exit_code"], end["signal"], str(end["host"]), bool(end["first"]))
+            for end in final["processes"]
+        )
+        return Status(Phase.ENDED, str(final["reason"]), processes, str(final["message"]))
+    except (LaunchError, KeyError, TypeError):
+        return None
+
+
+def _is_no_longer_than(log: Path, start: int) -> bool:
+    """Return whether a log has nothing to read from there, without opening it: most logs have not at most looks."""
+    try:
+        return start >= 0 and log.lstat().st_size <= start
+    except OSError:
+        return True
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -260,11 +339,20 @@ def _write_whole(path: Path, data: bytes) -> None:
     draft.replace(path)
 
 
-def _kill_stragglers(attempt: str) -> None:
-    """Kill what the kernel did not: grandchildren of a supervisor that was killed."""
-    for pid in hostprocs.of_attempt(attempt):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, 9)
+def _end_stragglers(attempt: str) -> bool:
+    """Kill what is left of a gang whose supervisor is gone, and wait for its end; return whether nothing is left.
+
+    The kernel kills what the supervisor started, only not in the same moment, and not their grandchildren.
+    """
+    deadline = time.monotonic() + STRAGGLERS
+    while left := hostprocs.of_attempt(attempt):
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, 9)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 @lru_cache(maxsize=1)
@@ -275,7 +363,12 @@ def _py_spy() -> str | None:
 def _probe(python: str, modules: tuple[str, ...]) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [python, str(Path(probe.__file__)), *modules], capture_output=True, text=True, timeout=60, check=True
+            [python, str(Path(probe.__file__)), *modules],
+            env={name: value for name, value in os.environ.items() if not name.startswith(_ORCHESTRATORS)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
     except FileNotFoundError:
         msg = f"got python={python!r}, expected the path of a Python interpreter on {socket.gethostname()}"

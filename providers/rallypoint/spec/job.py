@@ -16,7 +16,9 @@ from rallypoint.spec.resources import Resources
 from rallypoint.spec.shipment import ARCHIVE, archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rallypoint.spec.failure import FailureRule
 
 DEFAULT_STALL_TIMEOUT = 1800.0  # seconds
 _RESERVED = "RALLYPOINT_"
@@ -37,6 +39,7 @@ class Job(ABC):
         keep_checkpoints: How many checkpoints to keep.
         stall_timeout: Seconds without an event or a line of output from any process after which the gang counts as
             hung: its stacks are dumped, it is ended, and the attempt fails as retryable. None waits for ever.
+        failure_rules: What failures of this job mean, before Rallypoint's own table (`stages.failure_table`) is asked.
 
     Raises:
         InvalidJobError: A value is wrong; the message says which, and what it takes.
@@ -53,6 +56,7 @@ class Job(ABC):
     resources: Resources = field(default_factory=Resources)
     keep_checkpoints: int = 3
     stall_timeout: float | None = DEFAULT_STALL_TIMEOUT
+    failure_rules: Sequence[FailureRule] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entry", as_entry(self.entry))

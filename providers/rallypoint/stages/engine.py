@@ -22,15 +22,17 @@ from rallypoint.errors import (
 )
 from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase, Status
 from rallypoint.launchers.registry import open_launcher
+from rallypoint.spec.failure import FailureRule, Kind
 from rallypoint.spec.gang import Secret
 from rallypoint.stages.events import Event, EventReader
-from rallypoint.stages.failures import LAST_LINES, Kind, before_traceback, launch_report
+from rallypoint.stages.failures import LAST_LINES, before_traceback, launch_report
 from rallypoint.stages.ledger import Entry, Ledger, Record
 from rallypoint.stages.outcome import Outcome, judge, with_last_lines
+from rallypoint.stages.pace import pause
 from rallypoint.stages.rule import Action, Decision, Intent, Resume, State, changed_parts, decide
 from rallypoint.stages.text import printable
 from rallypoint.stages.view import AttemptView
-from rallypoint.worker import context
+from rallypoint.worker import context, faults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 
 CANCEL_GRACE = timedelta(seconds=20)
 _TAIL = 65_536  # bytes read for the last lines
+_MAX_BEHIND = 1 << 20  # bytes of a log that a watcher catches up on; of more, nobody reads every line as it comes
 _RACES = 20  # how often another try may claim the next number before this one gives up
 
 
@@ -116,14 +119,17 @@ class Update:
     Args:
         view: What its processes have said so far.
         events: The new events.
-        output: New output of the processes whose log is shown.
+        output: New output of the processes whose log is shown. Of a process that writes faster than it is read, a
+            part is skipped.
         outcome: How it ended; the last update has it.
+        logs: The command that shows everything.
     """
 
     view: AttemptView
     events: list[Event] = field(default_factory=list)
     output: list[LogChunk] = field(default_factory=list)
     outcome: Outcome | None = None
+    logs: str = ""
 
 
 class Engine:
@@ -159,17 +165,23 @@ class Engine:
             log.debug("stage %s: %s", self.key.text, decision.why)
             if last and decision.action is Action.RETURN:
                 return Started(attempt=_attempt(last), decision=decision)
-            if last and decision.action is Action.REATTACH:
-                await self.ledger.own(last.record.number, request.owner)
-                return Started(attempt=_attempt(last), decision=decision)
-            if last and decision.action is Action.FINISH_LAUNCH:
-                await self.ledger.own(last.record.number, request.owner)
-                return Started(attempt=await self._launch(gang, job, last.record), decision=decision)
+            if last and decision.action in (Action.REATTACH, Action.FINISH_LAUNCH):
+                if not await self.ledger.own(last.record.number, request.owner):
+                    continue  # its end was asked for in this moment
+                if decision.action is Action.REATTACH:
+                    return Started(attempt=_attempt(last), decision=decision)
+                attempt = await self._launch(gang, job, last.record, owner=request.owner)
+                return Started(attempt=attempt, decision=decision)
             if last and decision.stop_first:
-                await self._stop(last, why="a newer try took its place")
+                outcome = await self._stop(last, why="a newer try took its place")
+                if outcome and outcome.state is State.SUCCEEDED:
+                    continue  # it was faster: what follows a success is another decision
             record = self._next(last, job, request, fingerprint, decision)
+            faults.reach("before-intent")
             if await self.ledger.claim(record):
-                return Started(attempt=await self._launch(gang, job, record), decision=decision)
+                faults.reach("after-intent")
+                attempt = await self._launch(gang, job, record, owner=request.owner)
+                return Started(attempt=attempt, decision=decision)
         msg = f"{_RACES} other tries of {self.key.text} started attempts at the same time: retry later"
         raise LaunchError(msg)
 
@@ -180,7 +192,7 @@ class Engine:
 
         Args:
             attempt: The attempt.
-            interval: How often to look.
+            interval: The longest wait between two looks; a young attempt is looked at more often.
             cursor: Where to go on in the logs.
         """
         view = AttemptView()
@@ -196,17 +208,16 @@ class Engine:
             events = await reader.read()
             view.apply(events)
             wanted = {name: offsets.get(name, 0) for name in view.shown_logs()}
-            output = [chunk async for chunk in launcher.logs(attempt.handle, Cursor(wanted, others=None))]
+            where = Cursor(wanted, others=None, max_behind=_MAX_BEHIND)
+            output = [chunk async for chunk in launcher.logs(attempt.handle, where)]
             offsets |= {chunk.process: chunk.offset for chunk in output}
             if events or output:
-                yield Update(view=view, events=events, output=output)
+                yield Update(view=view, events=events, output=output, logs=self._logs_command(attempt.record))
             elif status.phase is not Phase.RUNNING:
                 yield Update(view=view, outcome=await self._conclude(attempt.record, attempt.handle, status, view))
                 return
-            else:
-                await asyncio.sleep(interval.total_seconds())
-            if status.phase is Phase.RUNNING and (events or output):
-                await asyncio.sleep(interval.total_seconds())
+            if status.phase is Phase.RUNNING:
+                await asyncio.sleep(pause(interval.total_seconds(), attempt.record.created))
 
     async def read(self, number: int) -> Attempt:
         """Return an attempt of this stage as the ledger holds it.
@@ -229,11 +240,11 @@ class Engine:
             Whether the attempt is stopped now; False if another try owns it.
         """
         entry = await self.ledger.read(number)
-        if entry is None or (owner is not None and entry.owner != owner):
+        if entry is None:
             return False
-        if entry.outcome is None:
-            await self._stop(entry, grace=grace, why=why)
-        return True
+        if entry.outcome is not None:
+            return owner is None or entry.owner == owner
+        return await self._stop(entry, owner=owner, grace=grace, why=why) is not None
 
     async def inspect(self, number: int) -> Snapshot:
         """Return an attempt as it stands, changing nothing.
@@ -253,6 +264,9 @@ class Engine:
             # It has ended and nobody has recorded how: shown is what the next try will record.
             status = replace(status, message=entry.cancel_asked or status.message)
             entry = replace(entry, outcome=await self._outcome(entry.record, handle, status, view))
+        if entry.outcome:  # of an old attempt the events may have been removed
+            view.metrics = view.metrics or dict(entry.outcome.metrics)
+            view.artifacts = view.artifacts or [dict(artifact) for artifact in entry.outcome.artifacts]
         return Snapshot(entry=entry, view=view, state=entry.outcome.state if entry.outcome else state)
 
     async def tail(self, number: int, process: str, size: int) -> str:
@@ -289,6 +303,10 @@ class Engine:
         if last.cancel_asked is not None:
             handle = handle or Handle(launcher.uri, last.record.id)
             await launcher.cancel(handle, CANCEL_GRACE)  # whoever asked may have died before it had ended
+        if handle is None and launcher.uri != self._own_launcher().uri:
+            # A record says where to look and what to stop; only the launcher that this try was given runs anything.
+            outcome = await self._stop(last, why="it was not launched before the launcher was changed")
+            return (outcome.state, replace(last, outcome=outcome)) if outcome else (State.PENDING, last)
         if handle is None:
             return State.PENDING, last
         await self.ledger.launched(last.record.number, handle)
@@ -316,30 +334,49 @@ class Engine:
             owner=request.owner,
             marker=request.marker,
             why=decision.why,
+            failure_rules=[rule.to_json() for rule in job.failure_rules],
         )
 
-    async def _launch(self, gang: Gang, job: Job, record: Record) -> Attempt:
-        launcher = self._launcher_of(record.launcher)
+    async def _launch(self, gang: Gang, job: Job, record: Record, *, owner: str) -> Attempt:
+        launcher = self._own_launcher()
         try:
             handle = await launcher.launch(self._as_stage(gang, job, record), record.id)
         except LaunchError as error:
-            fatal = isinstance(error, PreflightError)
-            if not fatal or await launcher.find(record.id):
-                # Its gang may be there, or come late, and what is recorded as ended must never run.
-                try:
-                    await launcher.cancel(Handle(launcher.uri, record.id), CANCEL_GRACE)
-                except (LaunchError, OSError):
-                    raise error from None  # nothing is recorded: the next try finds it, or finishes its launch
-            report = launch_report(error, attempt=record.id, fatal=fatal)
-            outcome = await self.ledger.conclude(record.number, Outcome(state=State.FAILED, failure=report))
-            raise_for(outcome)
-            raise  # another process had recorded a success, which a failed launch cannot follow
+            return await self._launch_failed(record, error, owner=owner)
+        faults.reach("after-launch")
         await self.ledger.launched(record.number, handle)
+        faults.reach("after-handle")
         entry = await self.ledger.read(record.number)
         if entry and entry.outcome:  # a try that came later has given this one up
             await launcher.cancel(handle, CANCEL_GRACE)
             return Attempt(record=record, handle=handle, outcome=entry.outcome)
         return Attempt(record=record, handle=handle)
+
+    async def _launch_failed(self, record: Record, error: LaunchError, *, owner: str) -> Attempt:
+        """Record that an attempt could not be launched; return it if it ran to its end all the same.
+
+        Its gang may be there, or come late, and what is recorded as ended must never run.
+        """
+        launcher = self._launcher_of(record.launcher)
+        fatal = isinstance(error, PreflightError)
+        if not await self.ledger.ask_cancel(record.number, f"its launch failed: {error}", owner=owner):
+            raise error  # another try has taken it over, and may have had more luck
+        handle = None
+        try:
+            await launcher.cancel(Handle(launcher.uri, record.id), CANCEL_GRACE)
+            handle = await launcher.find(record.id)
+            status = await launcher.poll(handle) if handle else None
+        except (LaunchError, OSError):
+            if not fatal:
+                raise error from None  # the next try ends it first
+            status = None  # the place cannot even be written to: nothing starts there
+        outcome = Outcome(state=State.FAILED, failure=launch_report(error, attempt=record.id, fatal=fatal))
+        if handle and status:
+            seen = await self._outcome(record, handle, status, await self._read_all(record))
+            outcome = seen if seen.state is State.SUCCEEDED else outcome
+        outcome = await self.ledger.conclude(record.number, outcome)
+        raise_for(outcome)
+        return Attempt(record=record, handle=handle, outcome=outcome)
 
     def _as_stage(self, gang: Gang, job: Job, record: Record) -> Gang:
         stage = context.StageContext(
@@ -361,24 +398,36 @@ class Engine:
             secrets={name: Secret(value) for name, value in self.store.job_env().items()},
         )
 
-    async def _stop(self, entry: Entry, *, why: str, grace: timedelta = CANCEL_GRACE) -> None:
-        await self.ledger.ask_cancel(entry.record.number, why)
+    async def _stop(
+        self, entry: Entry, *, why: str, owner: str | None = None, grace: timedelta = CANCEL_GRACE
+    ) -> Outcome | None:
+        """End an attempt and return how it ended; None if it is not `owner`'s to end."""
+        if not await self.ledger.ask_cancel(entry.record.number, why, owner=owner):
+            return None
         launcher = self._launcher_of(entry.record.launcher)
         # An attempt whose launch is not known is forbidden to start: its submitter may only be slow.
         handle = entry.handle or await launcher.find(entry.record.id) or Handle(launcher.uri, entry.record.id)
         await launcher.cancel(handle, grace)
         status = replace(await launcher.poll(handle), message=why)
-        await self._conclude(entry.record, handle, status, await self._read_all(entry.record))
+        return await self._conclude(entry.record, handle, status, await self._read_all(entry.record))
 
     async def _conclude(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
-        return await self.ledger.conclude(record.number, await self._outcome(record, handle, status, view))
+        outcome = await self._outcome(record, handle, status, view)
+        faults.reach("after-end")
+        outcome = await self.ledger.conclude(record.number, outcome)
+        faults.reach("after-outcome")
+        return outcome
 
     async def _outcome(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
-        outcome = judge(status, view, attempt=record.id, logs=f"rallypoint logs {record.id} --store {self.store.uri}")
+        rules = tuple(FailureRule.from_json(rule) for rule in record.failure_rules)
+        outcome = judge(status, view, attempt=record.id, logs=self._logs_command(record), rules=rules)
         if outcome.failure and outcome.failure.process:
             lines = await self._last_lines(handle, view, outcome.failure)
             outcome = with_last_lines(outcome, lines)
         return outcome
+
+    def _logs_command(self, record: Record) -> str:
+        return f"rallypoint logs {record.id} --store {self.store.uri}"
 
     async def _last_lines(self, handle: Handle, view: AttemptView, failure: FailureReport) -> list[str]:
         logs = [p.log for p in view.last_round if failure.process == f"rank {p.rank}"] or [failure.process]

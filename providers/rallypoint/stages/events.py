@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rallypoint.stages.store import Store
 
 _READ = 2 * MAX_LINE  # bytes read from one file at a time: a whole line always fits
-_BUDGET = 16 * MAX_LINE  # bytes read in one call, so that a flood cannot fill the reader's memory
+_DEPTH = 100  # lists and objects in one another: what shows or keeps a value recurses into it
+_BUDGET = 2 * _READ  # bytes read in one call: of short lines it is 50 MB of events, and half a second to parse
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class EventReader:
         self._store = store
         self._prefix = prefix
         self.offsets: dict[str, int] = dict(offsets or {})
+        self._read_last = ""  # process: the next call begins with the one after it, so that a flood starves nobody
 
     async def read(self) -> list[Event]:
         """Return what is new, up to a bounded amount; an empty list says that nothing is.
@@ -60,23 +62,25 @@ class EventReader:
         A torn last line is left for the next call.
         """
         events: list[Event] = []
-        budget = _BUDGET
-        for path, size in await self._store.list(self._prefix):
-            name = path.rpartition("/")[2]
-            if not name.endswith(".jsonl"):
+        budget, to_be_continued = _BUDGET, set[str]()
+        found = [(path.rpartition("/")[2], path, size) for path, size in await self._store.list(self._prefix)]
+        for name, path, size in sorted(found, key=lambda file: (_process(file[0]) <= self._read_last, file[0])):
+            start, process = self.offsets.get(name, 0), _process(name)
+            if not name.endswith(".jsonl") or start >= size or budget <= 0 or process in to_be_continued:
                 continue
-            while budget > 0 and self.offsets.get(name, 0) < size:
-                start = self.offsets.get(name, 0)
-                data = await self._store.read_from(path, start, _READ)
-                whole = data[: data.rfind(b"\n") + 1]
-                if not whole and len(data) >= _READ:
-                    events.append(_rejected(name, f"a line of over {MAX_LINE:,} bytes"))
-                    whole = data
-                if not whole:
-                    break
-                self.offsets[name] = start + len(whole)
-                budget -= len(whole)
-                events += [_parse(name, line) for line in whole.splitlines() if line.strip()]
+            data = await self._store.read_from(path, start, _READ)
+            if start + len(data) < size:
+                to_be_continued.add(process)
+            whole = data[: data.rfind(b"\n") + 1]
+            if not whole and len(data) >= _READ:
+                events.append(_rejected(name, f"a line of over {MAX_LINE:,} bytes"))
+                whole = data
+            if not whole:
+                continue
+            self.offsets[name] = start + len(whole)
+            budget -= len(whole)
+            self._read_last = process
+            events += [_parse(name, line) for line in whole.splitlines() if line.strip()]
         return sorted(events, key=lambda event: event.time)
 
 
@@ -87,16 +91,35 @@ def _parse(name: str, line: bytes) -> Event:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return _rejected(name, "a line that is no JSON")
+    if line.count(b"[") + line.count(b"{") > _DEPTH and _deeper_than(_DEPTH, value):
+        return _rejected(name, f"a line with more than {_DEPTH} lists and objects in one another")
     if not isinstance(value, dict) or value.pop("v", None) != 1:
         return _rejected(name, "a line that is no event of version 1")
     kind, time = value.pop("event", None), _seconds(value.pop("t", None))
     value.pop("process", None)
     if not isinstance(kind, str) or time is None:
         return _rejected(name, "an event without a kind or a time")
-    # The file says who wrote it; a bucket's file is continued in numbered parts.
+    return Event(kind, _process(name), time, value)
+
+
+def _process(name: str) -> str:
+    """Return who wrote a file: its name says it. A bucket's file is continued in numbered parts."""
     process = name.removesuffix(".jsonl")
     base, _, part = process.rpartition(".")
-    return Event(kind, base if base and part.isdigit() else process, time, value)
+    return base if base and part.isdigit() else process
+
+
+def _deeper_than(depth: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(depth + 1):
+        level = [item for each in level if isinstance(each, dict | list) for item in _items(each)]
+        if not level:
+            return False
+    return any(isinstance(each, dict | list) for each in level)
+
+
+def _items(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _seconds(value: Any) -> float | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
+from rallypoint.spec.failure import FailureRule, Kind
+from rallypoint.stages import failure_table as table
 from rallypoint.stages.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -21,65 +21,9 @@ _MAX_LINE = 500  # characters of one line of a report
 _TRACEBACK = "Traceback (most recent call last):"
 _MAX_LINES = 40  # of a message or traceback
 _MAX_NAME = 200  # characters of a host, an exception's name or a signal
-
-
-class Kind(StrEnum):
-    """Whether a retry can help."""
-
-    USER = "user error"  # the code or its configuration has to change first
-    RETRYABLE = "retryable"  # it was the machine, the network or the cluster
-    UNKNOWN = "unknown"  # it may have been either: the orchestrator's retries decide
-    CANCELLED = "cancelled"  # somebody stopped it
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of the table: what a failure looks like, and what it is."""
-
-    name: str
-    kind: Kind
-    advice: str
-    exception: str = ""  # matches the exception's name
-    message: str = ""  # matches the exception's message
-    signals: tuple[str, ...] = ()
-    echo: bool = False  # it follows from another process's end, and never is the first cause if there is another
-
-
-_TABLE: tuple[_Row, ...] = (
-    _Row("out of memory", Kind.RETRYABLE, "give the job more memory, or make the batches smaller",
-         exception=r"(^|\.)(MemoryError|OutOfMemoryError)$"),
-    _Row("out of GPU memory", Kind.RETRYABLE, "make the batches smaller, or use a larger GPU",
-         message=r"CUDA out of memory|HIP out of memory"),
-    _Row("disk full", Kind.RETRYABLE, "free space in the store or on the host, then retry",
-         message=r"No space left on device"),
-    _Row("another process was lost", Kind.RETRYABLE, "look at the process that ended first", echo=True,
-         message=r"Connection (closed by peer|reset by peer|refused)|Broken pipe|heartbeat monitor|Socket closed"
-                 r"|NCCL (error|communicator was aborted)|remote process exited|DistNetworkError|Timed out waiting"),
-    _Row("a collective timed out", Kind.RETRYABLE, "look for a rank that is slower than the rest or was lost",
-         message=r"(collective|Watchdog caught|ProcessGroup).*time(d ?)?out|Timed out after \d+ms waiting"),
-    _Row("the entry cannot be loaded", Kind.USER, "correct the entry, or install what it imports in the job's Python",
-         exception=r"(^|\.)(EntryLoadError|ImportError|ModuleNotFoundError|SyntaxError|IndentationError)$"),
-    _Row("the result is not JSON", Kind.USER, "return JSON, or save an artifact and return its URI; the retry "
-         "continues from the last checkpoint", exception=r"(^|\.)NotJSONError$"),
-    _Row("an error in the user's code", Kind.USER, "correct the code, then clear the task: it continues from the last"
-         " checkpoint", exception=r"(^|\.)(TypeError|NameError|AttributeError|UnboundLocalError|NotImplementedError)$"),
-    _Row("killed", Kind.RETRYABLE, "the kernel kills what uses too much memory: look at the host's log, or give the job"
-         " more memory", signals=("SIGKILL",)),
-    _Row("terminated from outside", Kind.RETRYABLE, "the host was shut down or the job preempted; the retry continues",
-         echo=True, exception=r"(^|\.)SignalException$", signals=("SIGTERM", "SIGINT", "SIGHUP")),
-    _Row("crashed in native code", Kind.UNKNOWN, "set faulthandler or a core dump to see where",
-         signals=("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")),
-)  # fmt: skip
-_UNKNOWN = _Row("failed", Kind.UNKNOWN, "read the traceback; the retry continues from the last checkpoint")
-_STALLED = _Row(
-    "stalled", Kind.RETRYABLE, "look at what the processes were waiting in; raise stall_timeout if it was busy"
-)
-_LOST = _Row("lost", Kind.RETRYABLE, "the host was restarted or its processes killed; the retry continues")
-_SILENT = _Row("ended without a word", Kind.UNKNOWN, "look for os._exit or a native crash at exit")
-_CANCELLED = _Row("cancelled", Kind.CANCELLED, "clear the task to continue from the last checkpoint")
-_PREFLIGHT = _Row("cannot run here", Kind.USER, "correct what the message names, then clear the task")
-_LAUNCH = _Row("could not be launched", Kind.RETRYABLE, "see the message")
-_BY_REASON = {"cancelled": _CANCELLED, "stalled": _STALLED, "error": _LAUNCH}
+_MAX_TEXT = 32_000  # characters of a message or traceback that is kept; a process sends half
+_MAX_SEARCHED = 8_000  # characters of a message in which the rules look: expressions may take the square of it
+_MAX_CODE = 1 << 32  # of exit codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +45,7 @@ class FailureReport:
         advice: What to do next.
         attempt: The attempt's id.
         logs: The command that shows all logs.
+        retry_after: Seconds to wait before the first retry; None leaves it to the orchestrator.
     """
 
     kind: Kind
@@ -117,6 +62,7 @@ class FailureReport:
     advice: str = ""
     attempt: str = ""
     logs: str = ""
+    retry_after: float | None = None
 
     @property
     def headline(self) -> str:
@@ -135,7 +81,11 @@ class FailureReport:
         if self.traceback:
             lines += ["", *_clip(self.traceback.rstrip().splitlines())]
         if self.last_lines:
-            lines += ["", f"last lines of {self.process or 'the job'}:", *(f"  | {line}" for line in self.last_lines)]
+            lines += [
+                "",
+                f"last lines of {self.process or 'the job'}:",
+                *(f"  | {one_line(line)}" for line in self.last_lines),
+            ]
         if self.others:
             lines += ["", "the others:", *(f"  {line}" for line in self.others)]
         lines += ["", f"what to do: {self.advice}"]
@@ -149,8 +99,16 @@ class FailureReport:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FailureReport:
-        """Return the report that `to_json` described."""
+        """Return the report that `to_json` described.
+
+        Raises:
+            TypeError: It is none; so do `KeyError` and `ValueError`.
+        """
         lists = {name: tuple(value.get(name, ())) for name in ("last_lines", "others")}
+        texts = [text for name, text in value.items() if name not in {*lists, "exit_code", "retry_after"}]
+        if not all(isinstance(text, str) for text in (*texts, *lists["last_lines"], *lists["others"])):
+            msg = "got a failure report with other values than text"
+            raise TypeError(msg)
         return cls(**{**value, **lists, "kind": Kind(value["kind"])})
 
 
@@ -162,11 +120,18 @@ def before_traceback(log: str, traceback: str) -> str:
 
 def launch_report(error: Exception, *, attempt: str, fatal: bool) -> FailureReport:
     """Return the report of a gang that could not be launched."""
-    row = _PREFLIGHT if fatal else _LAUNCH
-    return FailureReport(kind=row.kind, title=row.name, message=str(error), advice=row.advice, attempt=attempt)
+    return _report(table.PREFLIGHT if fatal else table.LAUNCH, message=str(error), attempt=attempt)
 
 
-def explain(status: Status, view: AttemptView, *, attempt: str, logs: str, silent: Sequence[str] = ()) -> FailureReport:
+def explain(  # noqa: PLR0913 - each is known apart
+    status: Status,
+    view: AttemptView,
+    *,
+    attempt: str,
+    logs: str,
+    silent: Sequence[str] = (),
+    rules: tuple[FailureRule, ...] = (),
+) -> FailureReport:
     """Return the report of an attempt that ended without success, without the last lines.
 
     Args:
@@ -175,27 +140,30 @@ def explain(status: Status, view: AttemptView, *, attempt: str, logs: str, silen
         attempt: The attempt's id.
         logs: The command that shows all logs.
         silent: Processes that never closed although nothing else failed.
+        rules: The job's own rules, which come before the table's.
     """
     base = {"attempt": attempt, "logs": logs}
-    if status.reason in _BY_REASON:
-        return _report(_BY_REASON[status.reason], message=status.message, **base)
-    causes = _causes(view, status.processes)
+    if status.reason in table.BY_REASON:
+        return _report(table.BY_REASON[status.reason], message=status.message, **base)
+    causes = _causes(view, status.processes, rules)
     if not causes:
         if status.phase is Phase.LOST or status.reason == "terminated":
-            return _report(_LOST, message=status.message, **base)
+            return _report(table.LOST, message=status.message, **base)
         if silent:
             names = ", ".join(silent)
-            return _report(_SILENT, message=f"{names} ended with exit code 0 but never reported its end", **base)
-        return _report(_UNKNOWN, message=status.message, **base)
+            return _report(table.SILENT, message=f"{names} ended with exit code 0 but never reported its end", **base)
+        return _report(table.UNKNOWN, message=status.message, **base)
     (row, first), *rest = causes
     return _report(row, others=tuple(_one_line(other, cause) for other, cause in rest[:12]), **first, **base)
 
 
-def _report(row: _Row, **fields: Any) -> FailureReport:
-    return FailureReport(kind=row.kind, title=row.name, advice=row.advice, **fields)
+def _report(row: FailureRule, **fields: Any) -> FailureReport:
+    return FailureReport(kind=row.kind, title=row.name, advice=row.advice, retry_after=row.retry_after, **fields)
 
 
-def _causes(view: AttemptView, ends: Sequence[ProcessEnd]) -> list[tuple[_Row, dict[str, Any]]]:
+def _causes(
+    view: AttemptView, ends: Sequence[ProcessEnd], rules: tuple[FailureRule, ...]
+) -> list[tuple[FailureRule, dict[str, Any]]]:
     """Return what failed, the first cause first: real causes before echoes, processes before their parents, by time."""
     newest = max((p.restart for p in view.processes.values() if p.kind == "rank"), default=0)
     merged: dict[str, tuple[float, dict[str, Any]]] = {}
@@ -214,7 +182,7 @@ def _causes(view: AttemptView, ends: Sequence[ProcessEnd]) -> list[tuple[_Row, d
         if end.exit_code != 0 and end.name not in reported and (end.first or not reported):
             told = {"process": end.name, "host": end.host, "exit_code": end.exit_code, "signal": end.signal}
             merged[end.name] = (0.0 if end.first else 1.0, told)
-    rows = [(_classify(fields), when, fields) for when, fields in merged.values()]
+    rows = [(_rule(rules, fields), when, fields) for when, fields in merged.values()]
     rows.sort(key=lambda item: (item[0].echo, item[1]))
     return [(row, fields) for row, _, fields in rows]
 
@@ -228,24 +196,26 @@ def _fields(event: Event, view: AttemptView) -> tuple[str, dict[str, Any]]:
     fields: dict[str, Any] = {
         key: data[key] for key, kind in wanted.items() if isinstance(data.get(key), kind) and data[key] != ""
     }
+    if abs(fields.get("exit_code", 0)) > _MAX_CODE:
+        del fields["exit_code"]
+    fields |= {key: fields[key][:_MAX_TEXT] for key in ("message", "traceback") if key in fields}
     short: dict[str, Any] = {
         key: one_line(fields[key])[:_MAX_NAME] for key in ("host", "exception", "signal") if key in fields
     }
-    return name, {"process": one_line(name), **fields, **short}
+    return name, {"process": one_line(name)[:_MAX_NAME], **fields, **short}
 
 
-def _classify(fields: Mapping[str, Any]) -> _Row:
-    for row in _TABLE:
-        if row.signals and fields.get("signal") in row.signals:
-            return row
-        if row.exception and re.search(row.exception, fields.get("exception", "")):
-            return row
-        if row.message and re.search(row.message, fields.get("message", "")):
-            return row
-    return _UNKNOWN
+def _rule(rules: tuple[FailureRule, ...], fields: Mapping[str, Any]) -> FailureRule:
+    return table.classify(
+        rules,
+        exception=fields.get("exception", ""),
+        message=fields.get("message", "")[:_MAX_SEARCHED],
+        signal=fields.get("signal"),
+        exit_code=fields.get("exit_code"),
+    )
 
 
-def _one_line(row: _Row, fields: Mapping[str, Any]) -> str:
+def _one_line(row: FailureRule, fields: Mapping[str, Any]) -> str:
     what = fields.get("signal") or fields.get("exception") or fields.get("exit_code", "")
     message = next(iter(str(fields.get("message", "")).splitlines()), "")
     return one_line(f"{fields['process']}: {row.name} ({what}) {message[:120]}".rstrip())[:_MAX_LINE]

@@ -4,29 +4,32 @@
 
     index/<digest>.json                         the key, part by part, so that stages are listed without their data
     stages/<key>/attempts/000001/intent.json    written before the launch; creating it claims the number
-    stages/<key>/attempts/000001/owner.json     who may cancel it: the newest try that launched or reattached
     stages/<key>/attempts/000001/handle.json    how to find the gang, once it was launched
     stages/<key>/attempts/000001/outcome.json   how it ended; the first to write it is believed
-    stages/<key>/attempts/000001/cancel.json    its owner, or a person, asked for its end
+    stages/<key>/attempts/000001/turns/000001.json   a newer try took it over, or somebody asked for its end
     stages/<key>/attempts/000001/rerun.json     somebody asked for this stage to run again
     stages/<key>/attempts/000001/events/        what its processes report
     stages/<key>/generations/000001/            checkpoints and artifacts
+
+An attempt's turns are one sequence, each claimed by a conditional create: of a try that takes the attempt over and an
+old owner that cancels it, one comes first, and the other one sees it.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.errors import StageNotFoundError
+from rallypoint.errors import StageNotFoundError, StoreError
 from rallypoint.launchers.base import Handle
+from rallypoint.spec.failure import FailureRule
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.outcome import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rallypoint.stages.store import Store
 
@@ -47,6 +50,7 @@ class Record:
         marker: The orchestrator's count of explicit re-runs (Airflow: ``max_tries``), which tells a clear from a retry.
         created: Seconds since the epoch.
         why: Why it was launched.
+        failure_rules: The job's own rules for failures, as JSON: whoever concludes the attempt may not have the job.
     """
 
     number: int
@@ -60,6 +64,22 @@ class Record:
     marker: int | None = None
     created: float = field(default_factory=time.time)
     why: str = ""
+    failure_rules: Sequence[Mapping[str, Any]] = ()
+
+
+_RECORD_TYPES: Mapping[str, Any] = {
+    "generation": int,
+    "resumed": bool,
+    "kind": str,
+    "fingerprint": dict,
+    "launcher": str,
+    "owner": str,
+    "marker": int | None,
+    "created": int | float,
+    "why": str,
+    "failure_rules": list | tuple,
+}
+_NO_RECORD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # what reading anything else raises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +92,15 @@ class Entry:
     outcome: Outcome | None = None
     cancel_asked: str | None = None
     rerun_asked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Turn:
+    """Who owns an attempt, and whether its end was asked for, since the turn of this number."""
+
+    number: int
+    owner: str
+    cancel: str | None = None
 
 
 class Ledger:
@@ -107,44 +136,73 @@ class Ledger:
 
     async def last(self) -> Entry | None:
         """Return the newest attempt; None before the first."""
-        numbers = await self.numbers()
-        return await self.read(numbers[-1]) if numbers else None
+        for number in reversed(await self.numbers()):
+            if entry := await self.read(number):
+                return entry
+            # Its folder is there and its intent is not: a try is about to claim it, or died in that moment.
+        return None
 
     async def numbers(self) -> list[int]:
         """Return the numbers of the attempts, in order."""
         names = await self.store.children(f"{self.key.path}/attempts")
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     async def read(self, number: int) -> Entry | None:
-        """Return one attempt; None if there is none of that number."""
+        """Return one attempt; None if there is none of that number.
+
+        Raises:
+            StoreError: What is there was not written by Rallypoint, or is another attempt's.
+        """
+        try:
+            return await self._read(number)
+        except _NO_RECORD as error:
+            raise StoreError(
+                f"got attempt {number} of {self.key.text}, whose record in {self.store.uri} is none "
+                f"({type(error).__name__}: {error}), expected what Rallypoint writes: look who else can write there, "
+                f"then delete {self.key.path}/attempts/{number:06d}"
+            ) from error
+
+    async def _read(self, number: int) -> Entry | None:
         intent = await self._get(number, "intent")
         if intent is None:
             return None
         intent.pop("v")
-        record = Record(**intent)
-        owner = await self._get(number, "owner")
+        record = Record(**{**intent, "failure_rules": tuple(intent.get("failure_rules", ()))})
+        _check_record(record, number, self.key)
+        turn = await self._turn(number) or _Turn(number=0, owner=record.owner)
         handle = await self._get(number, "handle")
+        if handle and (handle["attempt"] != record.id or not isinstance(handle["launcher"], str)):
+            msg = "its handle is that of another one"
+            raise ValueError(msg)
         outcome = await self._get(number, "outcome")
-        cancel = await self._get(number, "cancel")
         rerun = await self._get(number, "rerun")
         return Entry(
             record=record,
-            owner=owner["owner"] if owner else record.owner,
+            owner=turn.owner,
             handle=Handle.from_json(handle) if handle else None,
             outcome=Outcome.from_json(outcome) if outcome else None,
-            cancel_asked=cancel["why"] if cancel else None,
+            cancel_asked=turn.cancel,
             rerun_asked=rerun is not None,
         )
 
     async def claim(self, record: Record) -> bool:
         """Write an attempt's intent; False if another try has claimed the number."""
         key = json.dumps({"v": 1, "parts": list(self.key.parts)})
-        await self.store.create(f"index/{self.key.digest}.json", key.encode())
+        await self.store.create(self._index, key.encode())
         return await self._create(record.number, "intent", asdict(record))
 
-    async def own(self, number: int, owner: str) -> None:
-        """Make a new try the owner of an attempt: from now on only it may cancel it."""
-        await self.store.put(self._path(number, "owner"), json.dumps({"v": 1, "owner": owner}).encode())
+    async def own(self, number: int, owner: str) -> bool:
+        """Make a new try the owner of an attempt: from now on only it may cancel it.
+
+        Returns:
+            False if the attempt's end was asked for before, or there is no such attempt: it cannot be taken over.
+        """
+        while turn := await self._turn(number):
+            if turn.cancel is not None:
+                return False
+            if turn.owner == owner or await self._take(number, replace(turn, number=turn.number + 1, owner=owner)):
+                return True
+        return False
 
     async def launched(self, number: int, handle: Handle) -> None:
         """Record how to find an attempt's gang."""
@@ -157,13 +215,49 @@ class Ledger:
         entry = await self.read(number)
         return entry.outcome if entry and entry.outcome else outcome
 
-    async def ask_cancel(self, number: int, why: str) -> None:
-        """Record that an attempt is to end, so that no try reattaches to it while it does."""
-        await self._create(number, "cancel", {"t": time.time(), "why": why})
+    async def ask_cancel(self, number: int, why: str, *, owner: str | None = None) -> bool:
+        """Record that an attempt is to end, so that no try reattaches to it while it does.
+
+        Args:
+            number: The attempt's number.
+            why: One line; the first one counts.
+            owner: Who asks; None may end any attempt.
+
+        Returns:
+            False if another try owns the attempt, or there is none of that number.
+        """
+        while turn := await self._turn(number):
+            if owner is not None and turn.owner != owner:
+                return False
+            if turn.cancel is not None or await self._take(number, replace(turn, number=turn.number + 1, cancel=why)):
+                return True
+        return False
 
     async def ask_rerun(self, number: int) -> None:
         """Have the next try run this stage again, as if a person had cleared it."""
         await self._create(number, "rerun", {"t": time.time()})
+
+    async def erase(self, numbers: Sequence[int]) -> None:
+        """Delete the record of a stage, and last the entry by which it is listed, unless there are other attempts.
+
+        The newest attempt stays the newest to the end, and of it the intent goes last: half deleted, it is one that
+        was never launched, and its number is not free while its old outcome lies there.
+
+        Args:
+            numbers: The numbers of all its attempts, in order.
+        """
+        folders = [f"{self.key.path}/attempts/{number:06d}" for number in numbers]
+        for number, folder in zip(numbers[:-1], folders, strict=False):
+            await self.store.delete(self._path(number, "intent"))
+            await self.store.remove(folder)
+        last = [self._path(numbers[-1], name) for name in ("outcome", "intent")]
+        others = [path for path, _ in await self.store.list(folders[-1]) if path not in last]
+        for path in (*others, *last):
+            await self.store.delete(path)
+        await self.store.remove(folders[-1])
+        if not await self.numbers():
+            await self.store.remove(self.key.path)
+            await self.store.delete(self._index)
 
     def events_prefix(self, number: int) -> str:
         """Return where an attempt's processes report."""
@@ -172,6 +266,29 @@ class Ledger:
     def data_prefix(self, generation: int) -> str:
         """Return where a generation's checkpoints and artifacts are."""
         return f"{self.key.path}/generations/{generation:06d}"
+
+    async def _turn(self, number: int) -> _Turn | None:
+        """Return the last turn of an attempt; the intent is its first one. None if there is no such attempt."""
+        intent = await self._get(number, "intent")
+        if intent is None:
+            return None
+        names = [name for name in await self.store.children(self._turns(number)) if name.endswith(".json")]
+        if not names:
+            return _Turn(number=0, owner=intent["owner"])
+        last = names[-1].removesuffix(".json")
+        value = await self._get(number, f"turns/{last}") or {}
+        return _Turn(number=int(last), owner=value["owner"], cancel=value["cancel"])
+
+    async def _take(self, number: int, turn: _Turn) -> bool:
+        value = {"t": time.time(), "owner": turn.owner, "cancel": turn.cancel}
+        return await self._create(number, f"turns/{turn.number:06d}", value)
+
+    def _turns(self, number: int) -> str:
+        return f"{self.key.path}/attempts/{number:06d}/turns"
+
+    @property
+    def _index(self) -> str:
+        return f"index/{self.key.digest}.json"
 
     def _path(self, number: int, name: str) -> str:
         return f"{self.key.path}/attempts/{number:06d}/{name}.json"
@@ -184,11 +301,28 @@ class Ledger:
         return await self.store.create(self._path(number, name), json.dumps({"v": 1, **value}).encode())
 
 
+def _check_record(record: Record, number: int, key: StageKey) -> None:
+    """Raise for an intent of another attempt: its id names a folder, and processes that are ended by it."""
+    if (record.number, record.id) != (number, key.attempt_id(number)):
+        msg = f"its intent says {str(record.id)[:80]!r}, which is not {key.attempt_id(number)!r}"
+        raise ValueError(msg)
+    for name, kinds in _RECORD_TYPES.items():
+        if not isinstance(getattr(record, name), kinds):
+            msg = f"its intent has the {name} {str(getattr(record, name))[:80]!r}"
+            raise TypeError(msg)
+    for rule in record.failure_rules:
+        FailureRule.from_json(rule)
+
+
 async def list_stages(store: Store) -> list[StageKey]:
     """Return the keys of all stages in a store."""
     keys = []
     for path, _ in await store.list("index"):
         data = await store.get(path)
         if data is not None:
-            keys.append(StageKey(tuple(json.loads(data)["parts"])))
+            try:
+                keys.append(StageKey(tuple(map(str, json.loads(data)["parts"]))))
+            except _NO_RECORD as error:
+                msg = f"got {store.uri}/{path}, which is no stage's key, expected what Rallypoint writes: delete it"
+                raise StoreError(msg) from error
     return sorted(keys, key=lambda key: key.text)

@@ -32,6 +32,9 @@ class News:
     level: int = logging.INFO
     process: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "process", one_line(self.process))
+
     def __str__(self) -> str:
         return f"[{self.process}] {self.text}" if self.process else self.text
 
@@ -46,13 +49,21 @@ class Narrator:
         """Tell what was decided about a stage, and where it runs."""
         record = started.attempt.record
         yield News(one_line(f"stage {stage}: {started.decision.why}"))
-        yield News(f"attempt {record.id} (number {record.number}, generation {record.generation}) on {record.launcher}")
+        place = one_line(record.launcher)
+        yield News(f"attempt {record.id} (number {record.number}, generation {record.generation}) on {place}")
 
     def tell(self, update: Update) -> Iterator[News]:
         """Tell what is new."""
-        for event in update.events:
-            yield from _event(event)
+        said = [news for event in update.events for news in _event(event)]
+        yield from said[:_MAX_LINES]  # the first failure is the cause of the others
+        if len(said) > _MAX_LINES:
+            yield News(f"… {len(said) - _MAX_LINES} more lines about events left out here")
         for chunk in update.output:
+            if chunk.skipped:
+                for line in self._lines.break_off(chunk.process):
+                    yield News(line[:_MAX_LINE], process=chunk.process)
+                everything = f"{update.logs} --process {chunk.process}"
+                yield News(f"… {chunk.skipped:,} bytes skipped here; all: {everything}", process=chunk.process)
             lines = self._lines.take(chunk)
             if len(lines) > _MAX_LINES:
                 yield News(f"… {len(lines) - _MAX_LINES} lines left out here", process=chunk.process)

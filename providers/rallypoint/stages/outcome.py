@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.launchers.base import Phase, Status
-from rallypoint.stages.failures import FailureReport, Kind, explain
+from rallypoint.spec.failure import FailureRule, Kind
+from rallypoint.stages.failures import FailureReport, explain
 from rallypoint.stages.rule import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rallypoint.stages.view import AttemptView
+
+_MAX_NAMED = 20  # silent ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,9 @@ class Outcome:
         )
 
 
-def judge(status: Status, view: AttemptView, *, attempt: str, logs: str) -> Outcome:
+def judge(
+    status: Status, view: AttemptView, *, attempt: str, logs: str, rules: tuple[FailureRule, ...] = ()
+) -> Outcome:
     """Return the outcome of an attempt that is no longer running.
 
     It succeeded only if the launcher saw every process of the gang end with exit code 0, and every one of them, and
@@ -72,12 +78,13 @@ def judge(status: Status, view: AttemptView, *, attempt: str, logs: str) -> Outc
         view: What its processes said.
         attempt: The attempt's id.
         logs: The command that shows all logs.
+        rules: The job's own rules for failures.
     """
     silent = _silent(status, view)
     whole = status.phase is Phase.ENDED and status.reason == "completed" and bool(status.processes)
     if whole and not silent and all(end.exit_code == 0 for end in status.processes):
         return Outcome(state=State.SUCCEEDED, result=view.result, metrics=view.metrics, artifacts=view.artifacts)
-    report = explain(status, view, attempt=attempt, logs=logs, silent=silent)
+    report = explain(status, view, attempt=attempt, logs=logs, silent=silent, rules=rules)
     state = State.FAILED
     if status.phase is Phase.LOST:
         state = State.LOST
@@ -103,4 +110,5 @@ def _silent(status: Status, view: AttemptView) -> list[str]:
     ranks = view.last_round
     expected = max((rank.world_size or 0 for rank in ranks), default=0)
     closed = {rank.rank for rank in ranks if rank.exit_code == 0}
-    return silent + [f"rank {number}" for number in range(expected) if number not in closed]
+    missing = (f"rank {number}" for number in range(expected) if number not in closed)
+    return silent + list(islice(missing, _MAX_NAMED))  # a job may claim any world size

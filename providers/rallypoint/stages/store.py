@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import threading
 import uuid
 from contextlib import asynccontextmanager, suppress
@@ -30,7 +31,7 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 from rallypoint.errors import StoreError
 from rallypoint.stages.store_options import VARIABLES, Bucket, checked_options
 from rallypoint.worker.bucket import is_forked, reason
-from rallypoint.worker.storage_names import fault, quoted
+from rallypoint.worker.storage_names import MANIFEST, fault, quoted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -46,6 +47,7 @@ _EXPECTED: Final = (
     "file:///folder (or an absolute path), s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 )
 _PROBE: Final = ".rallypoint-probe"
+_TRASH: Final = ".rallypoint-trash"  # below a folder: what is being removed
 # Names an object's creator: see `Store.create`. No separators: stores disagree on which ones a metadata key may hold.
 _CREATOR: Final = "rallypointcreator"
 
@@ -235,6 +237,25 @@ class Store:
             async with self._reach("delete", _checked(path)) as backend:
                 await obstore.delete_async(backend, path)
 
+    async def remove(self, prefix: str) -> None:
+        """Delete everything below the folder ``prefix``, and the folder itself; an absent one is fine.
+
+        Killed in the middle, it leaves no half of what was whole: a folder is moved away before it is deleted, and of
+        a bucket the manifests of what a job kept go first.
+
+        Raises:
+            StoreError: The store cannot be written, or a part of the folder cannot be deleted.
+        """
+        async with self._reach("delete", _checked(prefix)) as backend:
+            if self.local_path:
+                await asyncio.to_thread(_remove_folder, self.local_path, prefix)
+                return
+            paths = [path for path, _ in await self.list(prefix)]
+            for is_manifest in (True, False):
+                if some := [path for path in paths if path.endswith(MANIFEST) is is_manifest]:
+                    with suppress(FileNotFoundError):
+                        await obstore.delete_async(backend, some)
+
     async def check(self) -> None:
         """Create, read back and delete a small object, to find now what would stop a stage later.
 
@@ -378,3 +399,12 @@ def _synchronise(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _remove_folder(root: Path, path: str) -> None:
+    trash = root / _TRASH
+    trash.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        gone = (root / path).rename(trash / uuid.uuid4().hex)
+        shutil.rmtree(gone)
+    shutil.rmtree(trash, ignore_errors=True)  # with what one that was killed has left

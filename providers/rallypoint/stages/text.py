@@ -43,6 +43,12 @@ class Lines:
         self._rest[chunk.process] = rest
         return [printable(line) for line in whole]
 
+    def break_off(self, process: str) -> list[str]:
+        """Return a process's unfinished line, if there is one: what follows is not its continuation."""
+        self._decoders.pop(process, None)
+        rest = self._rest.pop(process, "")
+        return [printable(rest)] if rest else []
+
     def left(self) -> list[tuple[str, str]]:
         """Return the last lines of processes that ended without a line's end, with the processes' names."""
         return [(process, printable(rest)) for process, rest in self._rest.items() if rest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
     from rallypoint.stages.events import Event
 
 _MAX_FAILURES = 200  # a gang of thousands can fail at once; the first ones tell the cause
-_MAX_LINES = 1_000  # artifacts and links that are kept
+_MAX_LINES = 1_000  # metrics, artifacts and links that are kept
+_MAX_NAME = 200  # characters of a name
+_MAX_TEXT = 2_000  # characters of a URI, or of any other value but the result
+_MAX_NUMBER = 1 << 53  # what every reader of JSON takes
 
 
 @dataclass
@@ -71,7 +75,7 @@ class AttemptView:
         if self.step is not None:
             words.append(f"{self.unit} {self.step}/{self.total}" if self.total else f"{self.unit} {self.step}")
         words += [f"{name}={_short(value)}" for name, value in self.metrics.items()]
-        return " ".join(words)
+        return " ".join(words)[:_MAX_TEXT]
 
     @property
     def last_round(self) -> list[ProcessView]:
@@ -90,10 +94,10 @@ class AttemptView:
         data = event.data
         self.processes[event.process] = ProcessView(
             name=event.process,
-            kind=_text(data, "kind") or "process",
-            host=_text(data, "host"),
+            kind=_text(data, "kind")[:_MAX_NAME] or "process",
+            host=_text(data, "host")[:_MAX_NAME],
             pid=_number(data, "pid") or 0,
-            log=_text(data, "log") or event.process,
+            log=_text(data, "log")[:_MAX_NAME] or event.process,
             rank=_number(data, "rank"),
             world_size=_number(data, "world_size"),
             restart=_number(data, "restart") or 0,
@@ -112,18 +116,25 @@ class AttemptView:
         self.reported = event.time
         metrics = event.data.get("metrics")
         if isinstance(metrics, dict):
-            self.metrics.update(list(metrics.items())[:_MAX_LINES])
+            for name, value in metrics.items():
+                if name[:_MAX_NAME] in self.metrics or len(self.metrics) < _MAX_LINES:
+                    self.metrics[name[:_MAX_NAME]] = _bounded(value)
 
     def _on_artifact(self, event: Event) -> None:
         if event.data.get("kind") == "checkpoint":
-            self.checkpoint = dict(event.data)
+            self.checkpoint = {
+                **{name: _text(event.data, name)[:_MAX_TEXT] for name in ("name", "uri")},
+                **{name: _number(event.data, name) for name in ("step", "bytes")},
+            }
         elif len(self.artifacts) < _MAX_LINES:
-            self.artifacts.append({name: event.data.get(name) for name in ("name", "uri", "bytes")})
+            name, uri = _text(event.data, "name")[:_MAX_NAME], _text(event.data, "uri")[:_MAX_TEXT]
+            self.artifacts.append({"name": name, "uri": uri, "bytes": _number(event.data, "bytes")})
 
     def _on_link(self, event: Event) -> None:
         url = _text(event.data, "url")
-        if url.startswith(("http://", "https://")) and len(self.links) < _MAX_LINES:
-            self.links[_text(event.data, "name")] = url
+        safe = url.startswith(("http://", "https://")) and url.isprintable() and len(url) <= _MAX_TEXT
+        if safe and len(self.links) < _MAX_LINES:
+            self.links[_text(event.data, "name")[:_MAX_NAME]] = url
 
     def _on_result(self, event: Event) -> None:
         self.result = event.data.get("value")
@@ -140,7 +151,12 @@ def _text(data: Mapping[str, Any], name: str) -> str:
 
 def _number(data: Mapping[str, Any], name: str) -> int | None:
     value = data.get(name)
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER else None
+
+
+def _bounded(value: Any) -> Any:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return value if len(text) <= _MAX_TEXT else text[:_MAX_TEXT]
 
 
 def _short(value: Any) -> str:

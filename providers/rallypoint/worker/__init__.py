@@ -8,6 +8,7 @@ gang, so that a cluster, or another virtual environment, needs no installation o
 ``process``           wraps one process: reports its start, its failure and its end
 ``entry``             runs the user's script, module or function
 ``events``            writes the event lines
+``reports``           joins progress and metrics that come faster than anybody looks
 ``storage``           keeps folders and files in the store
 ``bucket``            reads and writes the objects of a bucket
 ``supervisor``        starts a gang on one host and holds it together (local launcher)

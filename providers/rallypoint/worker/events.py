@@ -2,8 +2,9 @@
 
 One file per process, one JSON object per line, versioned (``"v": 1``). The kinds are ``opened``, ``progress``,
 ``metrics``, ``artifact``, ``link``, ``result``, ``failed`` and ``closed``; a reader ignores a kind that it does not
-know. On a bucket, which cannot append, a process uploads the current part of its lines every other second, whole, and
-begins a new part when it is large.
+know. Of progress and metrics a process writes some ten lines a second at the most (`rallypoint.worker.reports`). On a
+bucket, which cannot append, a process uploads the current part of its lines every other second, whole, and begins a new
+part when it is large.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import json
 import os
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rallypoint.worker import context
 from rallypoint.worker.bucket import Bucket
+from rallypoint.worker.reports import Reports
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_LINE = 1 << 20  # bytes of one line; the reader refuses a longer one
 PART_SIZE = 1 << 20  # bytes after which a bucket's event file is continued in a new object
@@ -41,15 +46,39 @@ class EventWriter:
         self._sink: _Folder | _Bucket | None = None
         if uri:
             self._sink = _Folder(uri, process) if uri.startswith("file://") else _Bucket(uri, process)
+            self._reports = Reports(self._append)
+            atexit.register(self.flush)  # for what is written after `process.run`
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event.
+        """Append one event, after the reports that came before it.
 
         Raises:
             EventTooLargeError: The line would be larger than 1 MiB.
         """
-        if self._sink is None:
-            return
+        if self._sink is not None:
+            self._reports.flush()
+            self._append(event, fields)
+
+    def report(self, metrics: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Append progress and metrics, joined with others where they come quickly: see `Reports`.
+
+        Args:
+            metrics: JSON values by name.
+            progress: ``step``, ``total`` and ``unit``; empty if only metrics are reported.
+
+        Raises:
+            EventTooLargeError: The line would be larger than 1 MiB.
+        """
+        if self._sink is not None:
+            self._reports.add(metrics, progress)
+
+    def flush(self) -> None:
+        """Return when everything written so far can be read by others."""
+        if self._sink is not None:
+            self._reports.flush()
+            self._sink.flush()
+
+    def _append(self, event: str, fields: Mapping[str, Any]) -> None:
         line = json.dumps({"v": 1, "t": time.time(), "event": event, "process": self.process, **fields})
         data = line.encode() + b"\n"
         if len(data) > MAX_LINE:
@@ -58,12 +87,8 @@ class EventWriter:
                 "save big values with stage().save_artifact() and report the URI"
             )
             raise EventTooLargeError(msg)
-        self._sink.append(data)
-
-    def flush(self) -> None:
-        """Return when everything written so far can be read by others."""
         if self._sink is not None:
-            self._sink.flush()
+            self._sink.append(data)
 
 
 class _Folder:
@@ -94,7 +119,6 @@ class _Bucket:
         self._uploading = threading.Lock()
         self._sign_of_life = _sign_of_life(process)
         threading.Thread(target=self._run, name="rallypoint-events", daemon=True).start()
-        atexit.register(self.flush)  # for what is written after `process.run`
 
     def append(self, data: bytes) -> None:
         self._bucket.refuse_fork()  # the thread that uploads stayed behind

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import time
+from functools import lru_cache
 
 from rallypoint.worker import context
 
 _STACK_TIMEOUT = 15.0  # seconds
 
 
+@lru_cache(maxsize=1)
 def boot_id() -> str:
     """Return the id of this boot of this host: process ids mean nothing beyond it."""
     try:
@@ -74,6 +76,13 @@ def label(pid: int) -> str:
     """Return what to call a process of a gang: its rank, or its name in the gang."""
     values = environment(pid)
     return f"rank {values['RANK']}" if values.get("RANK", "").isdigit() else values.get(context.PROCESS, "process")
+
+
+def innermost(stack_text: str, frames: int = 6) -> str:
+    """Return the innermost frames of the main thread, from a stack that `stack` returned."""
+    threads = [thread.splitlines() for thread in stack_text.split("\n\n") if "hread " in thread.splitlines()[0]]
+    main = [lines for lines in threads if "MainThread" in lines[0]] or threads[-1:]
+    return "\n".join(main[0][1 : frames + 1]) if main else stack_text[:500]
 
 
 def stack(pid: int, py_spy: str | None, faulthandler_file: str) -> str:

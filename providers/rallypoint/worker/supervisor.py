@@ -25,7 +25,7 @@ import threading
 import time
 from typing import Any
 
-from rallypoint.worker import hostprocs
+from rallypoint.worker import faults, hostprocs
 
 HEARTBEAT = 2.0  # seconds
 TICK = 0.25  # seconds
@@ -56,7 +56,9 @@ class Supervisor:
         """Start the gang, wait for its end, and leave the final record."""
         host = socket.gethostname()
         me = {"pid": os.getpid(), "start_time": hostprocs.start_time(os.getpid()), "boot_id": hostprocs.boot_id()}
+        faults.reach("supervisor-before-started")
         write_json(self._path("started.json"), {"v": 1, "host": host, "t": time.time(), **me}, exclusive=True)
+        faults.reach("supervisor-after-started")
         self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         reason, message = "cancelled", "it was cancelled before it started"
@@ -67,6 +69,7 @@ class Supervisor:
             except (OSError, ValueError) as error:
                 reason, message = "error", f"the supervisor could not start the processes: {error}"
         self._end_all()
+        faults.reach("supervisor-before-final")
         write_json(
             self._path("final.json"),
             {
@@ -117,6 +120,7 @@ class Supervisor:
 
     def _watch(self) -> tuple[str, str]:
         while True:
+            faults.reach("supervisor-running")
             self._beat()
             self._reap()
             if not self.children:
@@ -201,16 +205,22 @@ class Supervisor:
         return silent if silent >= limit else None
 
     def _stacks(self) -> str:
+        """Write every process's stacks to a file, and return what fits on a screen: equal ones once, ranks first."""
         texts = []
+        alike: dict[str, list[str]] = {}
         for pid in hostprocs.descendants(os.getpid()):
             label = hostprocs.label(pid)
             stack = hostprocs.stack(pid, self.spec["py_spy"], self._path("logs", f".stack-{pid}.txt"))
             if stack:
                 texts.append(f"{label} (pid {pid}):\n{stack}")
-        text = "\n\n".join(texts) or "(no Python stack could be read)"
-        with open(self._path("stacks.txt"), "w", encoding="utf-8") as file:
-            file.write(text)
-        return text
+                alike.setdefault(hostprocs.innermost(stack), []).append(f"{label} (pid {pid})")
+        if not texts:
+            return "(no Python stack could be read)"
+        with contextlib.suppress(OSError), open(self._path("stacks.txt"), "w", encoding="utf-8") as file:
+            file.write("\n\n".join(texts))
+        short = sorted(alike.items(), key=lambda item: not item[1][0].startswith("rank "))
+        shown = [f"{', '.join(who[:8])}{' …' if len(who) > 8 else ''}:\n{frames}" for frames, who in short]  # noqa: PLR2004
+        return "\n".join([*shown, f"whole stacks: {self._path('stacks.txt')}"])
 
     def _beat(self) -> None:
         if time.monotonic() - self._last_beat >= HEARTBEAT:

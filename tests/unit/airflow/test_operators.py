@@ -102,8 +102,8 @@ def test_the_connected_client_is_no_argument_for_the_caller():
     with DAG("d"):
         result = prepare(0.5, seed=2)
     code = result.operator.job().code
-    assert code.args == (0.5,)
-    assert code.kwargs == {"seed": 2}
+    assert code.args == ()
+    assert code.kwargs == {"fraction": 0.5, "seed": 2}
 
 
 def test_a_missing_argument_of_a_decorated_function_is_answered_while_the_dag_file_is_read():

@@ -92,3 +92,22 @@ def test_a_stage_that_never_started_is_not_found(reader, tmp_path, monkeypatch):
     answer = reader(ADDRESS)
     assert answer.status_code == 404
     assert "has no attempt" in answer.text
+
+
+def test_no_script_could_run_on_the_page(hostile_stage, reader):
+    assert "default-src 'none'" in reader(ADDRESS).headers["content-security-policy"]
+
+
+def test_the_page_tells_nothing_about_other_connections(hostile_stage, reader, monkeypatch):
+    extra = json.dumps({"store": "/somewhere/else"})
+    monkeypatch.setenv("AIRFLOW_CONN_DB", json.dumps({"conn_type": "postgres", "password": "hunter2", "extra": extra}))
+    other, missing = reader(f"{ADDRESS}?conn=db"), reader(f"{ADDRESS}?conn=no")
+    assert (other.status_code, missing.status_code) == (404, 404)
+    assert other.text.replace("'db'", "'no'") == missing.text
+    assert reader(f"{ADDRESS}/links/Good?conn=db").status_code == 404
+
+
+def test_the_page_reads_a_connection_of_its_own_type(hostile_stage, reader, monkeypatch, tmp_path):
+    extra = {"store": str(tmp_path / "rallypoint")}
+    monkeypatch.setenv("AIRFLOW_CONN_OURS", json.dumps({"conn_type": "rallypoint", "extra": extra}))
+    assert reader(f"{ADDRESS}?conn=ours").status_code == 200

@@ -1,0 +1,69 @@
+"""Removes what old attempts have left, after showing it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from rallypoint.cli.terminal import complain, output, say, text
+from rallypoint.errors import RallypointError
+from rallypoint.stages.retention import What, remove
+
+if TYPE_CHECKING:
+    from rallypoint.stages.retention import Going
+    from rallypoint.stages.store import Store
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_NAMES = {What.RECORD: "attempts"}  # of what the numbers count
+
+
+def parse_age(given: str) -> timedelta:
+    """Return the time that a text such as ``30d`` or ``12h`` names.
+
+    Raises:
+        ValueError: It names none.
+    """
+    match = re.fullmatch(r"(\d{1,6})([smhdw])", given.strip(), re.ASCII)
+    if match is None:
+        raise ValueError(f"got {given!r}, expected a number and a unit, such as 30d, 12h, 90m, 45s or 2w")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def show_going(found: list[Going]) -> None:
+    """Print what would go, and how many bytes that are."""
+    table = Table("stage", "what", "numbers", "size")
+    for going in found:
+        for what in dict.fromkeys(part.what for part in going.parts):
+            parts = [part for part in going.parts if part.what is what]
+            numbers = ", ".join(str(part.number) for part in parts)
+            size = decimal(sum(part.size for part in parts))
+            shown = f"{numbers} {_NAMES[what]}" if what in _NAMES else numbers
+            table.add_row(text(going.key.text), what.value, shown, size)
+    if table.row_count:
+        output().print(table)
+    for going in found:
+        if going.problem:
+            complain(f"{going.key.text}: {going.problem}")
+
+
+def remove_all(store: Store, found: list[Going]) -> bool:
+    """Remove what was found, stage by stage, and return whether all of it is gone."""
+    freed, whole = 0, True
+    for going in found:
+        whole = whole and not going.problem
+        try:
+            size = asyncio.run(remove(store, going))
+        except RallypointError as error:
+            complain(f"{going.key.text}: {error}")
+            whole = False
+            continue
+        if going.parts and not size:
+            say(f"{going.key.text} was started again meanwhile: it stays")
+        freed += size
+    say(f"removed {decimal(freed)}")
+    return whole

@@ -1,0 +1,22 @@
+"""How long a watcher waits between two looks."""
+
+import time
+
+import pytest
+
+from rallypoint.stages.pace import pause
+
+
+@pytest.mark.parametrize(
+    ("age", "longest"),
+    [(0, 0.2), (10, 0.2), (25, 0.5), (50, 1.0), (100_000, 1.0), (-60, 0.2)],
+)
+def test_a_young_attempt_is_looked_at_more_often_and_none_less_often_than_asked(age, longest):
+    waits = [pause(1.0, time.time() - age) for _ in range(200)]
+    assert max(waits) <= longest * 1.01
+    assert min(waits) >= longest * 0.8
+
+
+def test_attempts_that_began_together_are_not_looked_at_together():
+    began = time.time()
+    assert len({pause(1.0, began) for _ in range(100)}) > 90
