@@ -19,7 +19,8 @@ from rich.table import Table
 
 from rallypoint import Script, TorchElastic
 from rallypoint.launchers.local import LocalLauncher
-from rallypoint.stages.engine import Engine, Request, Started
+from rallypoint.stages.attempt import Request, Started
+from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.store import Store
 

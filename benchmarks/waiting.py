@@ -29,7 +29,8 @@ from sleeping import PlainJob
 from rallypoint import Script
 from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.launchers.local import LocalLauncher
-from rallypoint.stages.engine import Attempt, Engine, Request
+from rallypoint.stages.attempt import Attempt, Request
+from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.store import Store
 

@@ -13,13 +13,15 @@ from airflow_api import AirflowApi
 from airflow_instance import AirflowInstance
 
 from rallypoint.launchers.registry import open_launcher
-from rallypoint.stages.engine import Engine, Snapshot
+from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.store import Store
 from rallypoint.worker import hostprocs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rallypoint.stages.attempt import Snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,9 +22,11 @@ from rallypoint.spec.entry import Script
 from rallypoint.spec.failure import Kind
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.job import Job
-from rallypoint.stages.engine import Engine, Request, raise_for
+from rallypoint.stages.attempt import Request
+from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import Ledger
+from rallypoint.stages.outcome import raise_for
 from rallypoint.stages.rule import Action, Intent, Resume, State
 from rallypoint.stages.store import Store
 
@@ -356,7 +358,8 @@ async def test_many_processes_at_once_start_one_job(store, launcher, job, witnes
         from rallypoint.spec.entry import Script
         from rallypoint.spec.gang import Macro, Role
         from rallypoint.spec.job import Job
-        from rallypoint.stages.engine import Engine, Request
+        from rallypoint.stages.attempt import Request
+        from rallypoint.stages.engine import Engine
         from rallypoint.stages.key import StageKey
         from rallypoint.stages.store import Store
 

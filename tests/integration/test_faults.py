@@ -63,7 +63,9 @@ WORKER = """
     from rallypoint.spec.entry import Script
     from rallypoint.spec.gang import Macro, Role, Secret
     from rallypoint.spec.job import Job
-    from rallypoint.stages.engine import Engine, Request, raise_for
+    from rallypoint.stages.attempt import Request
+    from rallypoint.stages.engine import Engine
+    from rallypoint.stages.outcome import raise_for
     from rallypoint.stages.key import StageKey
     from rallypoint.stages.store import Store
     from rallypoint.worker import faults

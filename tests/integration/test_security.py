@@ -26,7 +26,8 @@ from rallypoint.launchers.placement import place
 from rallypoint.spec.entry import Function, Script
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.job import Job
-from rallypoint.stages.engine import Engine, Request
+from rallypoint.stages.attempt import Request
+from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import Record
 from rallypoint.stages.news import Narrator

@@ -17,7 +17,7 @@ import pytest
 
 from rallypoint import Function, Script, TorchElastic
 from rallypoint.spec.failure import Kind
-from rallypoint.stages.engine import Request
+from rallypoint.stages.attempt import Request
 from rallypoint.stages.rule import State
 
 pytestmark = pytest.mark.engine

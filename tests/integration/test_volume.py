@@ -20,7 +20,7 @@ import pytest
 from rallypoint.spec.entry import Script
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.job import Job
-from rallypoint.stages.engine import Request
+from rallypoint.stages.attempt import Request
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -30,7 +30,7 @@ MAX_GROWTH = 150 * MEBI
 
 # A watcher with Airflow's interval, as a trigger has one, in a process whose memory is its own.
 WATCHER = """
-    import asyncio, json, resource, sys, time
+    import asyncio, json, sys, time
     from datetime import timedelta
     from pathlib import Path
     import psutil
@@ -71,7 +71,8 @@ WATCHER = """
             seen["said_skipped"] = seen.get("said_skipped") or next((line for line in news if "skipped" in line), None)
             last = [line for line in news if "line " in line][-1:] or last
         seen["ended"] = time.time()
-        seen["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        seen["peak"] = int(peak.split()[1]) * 1024  # not ru_maxrss, which begins with that of who forked this process
         outcome = update.outcome
         print(json.dumps({**seen, "last": last, "state": outcome.state, "result": outcome.result,
                           "metrics": outcome.metrics, "step": update.view.step}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rallypoint.launchers.base import LogChunk
-from rallypoint.stages.engine import Update
+from rallypoint.stages.attempt import Update
 from rallypoint.stages.events import Event
 from rallypoint.stages.news import Narrator
 from rallypoint.stages.view import AttemptView

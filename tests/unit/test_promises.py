@@ -32,8 +32,10 @@ from rallypoint.launchers.base import Handle, Phase, ProcessEnd, Status
 from rallypoint.spec.entry import Script
 from rallypoint.spec.gang import Gang, Role
 from rallypoint.spec.job import Job
-from rallypoint.stages.engine import Engine, Request, raise_for
+from rallypoint.stages.attempt import Request
+from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
+from rallypoint.stages.outcome import raise_for
 from rallypoint.stages.rule import Intent
 from rallypoint.worker import context
 

@@ -20,7 +20,7 @@ from rallypoint.errors import LaunchError, PreflightError, StoreError
 from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, ProcessEnd, Status
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.launchers.run_folder import make_folder
-from rallypoint.stages.engine import Update
+from rallypoint.stages.attempt import Update
 from rallypoint.stages.events import EventReader
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import Ledger, Record, list_stages

@@ -29,9 +29,10 @@ from rallypoint.frameworks.torch.job import TorchElastic
 from rallypoint.spec.entry import Entry, Function, Module, Script
 from rallypoint.spec.job import DEFAULT_STALL_TIMEOUT, Job
 from rallypoint.spec.resources import Resources
-from rallypoint.stages.engine import Attempt, Request, raise_for
+from rallypoint.stages.attempt import Attempt, Request
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.news import Narrator
+from rallypoint.stages.outcome import raise_for
 from rallypoint.stages.rule import Resume
 
 if TYPE_CHECKING:

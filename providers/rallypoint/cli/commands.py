@@ -25,14 +25,15 @@ from rallypoint.cli.terminal import complain, output, say
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.launchers.placement import place
 from rallypoint.launchers.registry import open_launcher
-from rallypoint.stages.engine import Engine, Request
+from rallypoint.stages.attempt import Request
+from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.retention import Policy, survey
 from rallypoint.stages.rule import Intent, Resume, State, decide
 from rallypoint.stages.text import printable
 
 if TYPE_CHECKING:
-    from rallypoint.stages.engine import Snapshot
+    from rallypoint.stages.attempt import Snapshot
 
 _Target = Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="A job in a Python file.")]
 _Stage = Annotated[

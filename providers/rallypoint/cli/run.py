@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rallypoint.cli.terminal import messages, text
-from rallypoint.stages.engine import raise_for
 from rallypoint.stages.news import Narrator
+from rallypoint.stages.outcome import raise_for
 from rallypoint.stages.rule import Action, changed_parts
 
 if TYPE_CHECKING:
     from rallypoint.spec.job import Job
-    from rallypoint.stages.engine import Engine, Request, Started, Update
+    from rallypoint.stages.attempt import Request, Started, Update
+    from rallypoint.stages.engine import Engine
     from rallypoint.stages.outcome import Outcome
 
 INTERVAL = timedelta(seconds=0.3)

@@ -19,7 +19,7 @@ from rallypoint.stages.ledger import list_stages
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rallypoint.stages.engine import Snapshot
+    from rallypoint.stages.attempt import Snapshot
     from rallypoint.stages.key import StageKey
     from rallypoint.stages.store import Store
     from rallypoint.stages.view import ProcessView

@@ -10,6 +10,7 @@
 ``outcome``     judges how an attempt ended; success needs every process's word
 ``failures``    says which rank failed first, why, and whether a retry can help
 ``retention``   decides what of old attempts is no longer kept, and removes it
+``attempt``     what goes in and out of the engine
 ``engine``      starts, watches, concludes and cancels an attempt
 ==============  ==================================================================================
 """

@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from rallypoint.errors import (
-    LaunchError,
-    PreflightError,
-    StageCancelledError,
-    StageFailedError,
-    StageUserError,
-)
-from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase, Status
+from rallypoint.errors import LaunchError, PreflightError
+from rallypoint.launchers.base import Cursor, Handle, Launcher, Phase, Status
 from rallypoint.launchers.registry import open_launcher
-from rallypoint.spec.failure import FailureRule, Kind
+from rallypoint.spec.failure import FailureRule
 from rallypoint.spec.gang import Secret
-from rallypoint.stages.events import Event, EventReader
+from rallypoint.stages.attempt import Attempt, Request, Snapshot, Started, Update
+from rallypoint.stages.events import EventReader
 from rallypoint.stages.failures import LAST_LINES, before_traceback, launch_report
 from rallypoint.stages.ledger import Entry, Ledger, Record
-from rallypoint.stages.outcome import Outcome, judge, with_last_lines
+from rallypoint.stages.outcome import Outcome, judge, raise_for, with_last_lines
 from rallypoint.stages.pace import pause
-from rallypoint.stages.rule import Action, Decision, Intent, Resume, State, changed_parts, decide
+from rallypoint.stages.rule import Action, Decision, Intent, State, changed_parts, decide
 from rallypoint.stages.text import printable
 from rallypoint.stages.view import AttemptView
 from rallypoint.worker import context, faults
@@ -49,87 +44,6 @@ CANCEL_GRACE = timedelta(seconds=20)
 _TAIL = 65_536  # bytes read for the last lines
 _MAX_BEHIND = 1 << 20  # bytes of a log that a watcher catches up on; of more, nobody reads every line as it comes
 _RACES = 20  # how often another try may claim the next number before this one gives up
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What an orchestrator's try asks of a stage.
-
-    Args:
-        owner: A name of this try that no other try has; only an attempt's owner may cancel it.
-        marker: The orchestrator's count of explicit re-runs, if it has one: a larger one than the last attempt's says
-            that a person cleared the stage (Airflow: ``max_tries``).
-        intent: What is wanted, where no marker says it.
-        resume: When checkpoints may be used.
-    """
-
-    owner: str
-    marker: int | None = None
-    intent: Intent = Intent.CONTINUE
-    resume: Resume = Resume.IF_SAME_WORK
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """An attempt that is running, or that has ended.
-
-    Args:
-        record: Its intent, as the ledger holds it.
-        handle: How to find its gang; None if it was never launched.
-        outcome: How it ended; None while it runs.
-    """
-
-    record: Record
-    handle: Handle | None
-    outcome: Outcome | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """What `Engine.start` did.
-
-    Args:
-        attempt: The attempt that was launched, found or had succeeded.
-        decision: What was decided, and why.
-    """
-
-    attempt: Attempt
-    decision: Decision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """An attempt as it stands now, for people to look at.
-
-    Args:
-        entry: What the ledger holds; of an attempt that has ended unseen, with the outcome that it has yet to record.
-        view: What its processes have said.
-        state: Where it stands.
-    """
-
-    entry: Entry
-    view: AttemptView
-    state: State
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """What is new about a running attempt.
-
-    Args:
-        view: What its processes have said so far.
-        events: The new events.
-        output: New output of the processes whose log is shown. Of a process that writes faster than it is read, a
-            part is skipped.
-        outcome: How it ended; the last update has it.
-        logs: The command that shows everything.
-    """
-
-    view: AttemptView
-    events: list[Event] = field(default_factory=list)
-    output: list[LogChunk] = field(default_factory=list)
-    outcome: Outcome | None = None
-    logs: str = ""
 
 
 class Engine:
@@ -334,7 +248,7 @@ class Engine:
             owner=request.owner,
             marker=request.marker,
             why=decision.why,
-            failure_rules=[rule.to_json() for rule in job.failure_rules],
+            failure_rules=tuple(rule.to_json() for rule in job.failure_rules),
         )
 
     async def _launch(self, gang: Gang, job: Job, record: Record, *, owner: str) -> Attempt:
@@ -452,23 +366,6 @@ class Engine:
 
     def _launcher_of(self, uri: str) -> Launcher:
         return self._launcher if self._launcher and self._launcher.uri == uri else open_launcher(uri)
-
-
-def raise_for(outcome: Outcome) -> None:
-    """Raise the error of an outcome that is no success.
-
-    Raises:
-        StageUserError: A retry cannot help.
-        StageCancelledError: Somebody stopped it.
-        StageFailedError: It failed in another way.
-    """
-    if outcome.state is State.SUCCEEDED or outcome.failure is None:
-        return
-    if outcome.failure.kind is Kind.USER:
-        raise StageUserError(outcome.failure)
-    if outcome.failure.kind is Kind.CANCELLED:
-        raise StageCancelledError(outcome.failure)
-    raise StageFailedError(outcome.failure)
 
 
 def _attempt(entry: Entry) -> Attempt:

@@ -11,7 +11,7 @@ from rallypoint.stages.text import Lines, one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rallypoint.stages.engine import Started, Update
+    from rallypoint.stages.attempt import Started, Update
     from rallypoint.stages.events import Event
 
 _MAX_LINE = 2_000  # characters; a job may print a megabyte without a line's end

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from rallypoint.errors import StageCancelledError, StageFailedError, StageUserError
 from rallypoint.launchers.base import Phase, Status
 from rallypoint.spec.failure import FailureRule, Kind
 from rallypoint.stages.failures import FailureReport, explain
@@ -91,6 +92,23 @@ def judge(
     elif report.kind is Kind.CANCELLED:
         state = State.CANCELLED
     return Outcome(state=state, metrics=view.metrics, artifacts=view.artifacts, failure=report)
+
+
+def raise_for(outcome: Outcome) -> None:
+    """Raise the error of an outcome that is no success.
+
+    Raises:
+        StageUserError: A retry cannot help.
+        StageCancelledError: Somebody stopped it.
+        StageFailedError: It failed in another way.
+    """
+    if outcome.state is State.SUCCEEDED or outcome.failure is None:
+        return
+    if outcome.failure.kind is Kind.USER:
+        raise StageUserError(outcome.failure)
+    if outcome.failure.kind is Kind.CANCELLED:
+        raise StageCancelledError(outcome.failure)
+    raise StageFailedError(outcome.failure)
 
 
 def with_last_lines(outcome: Outcome, lines: Sequence[str]) -> Outcome:
