@@ -56,7 +56,7 @@ class RealAirflow:
 
     def jobs_alive(self, attempt: str) -> list[int]:
         """Return the living processes of an attempt."""
-        return hostprocs.of_attempt(attempt)
+        return hostprocs.of_run(str(self.instance.home / "rallypoint" / "runs" / attempt))
 
     def wait_alone(self, dag_id: str, run_id: str) -> None:
         """Wait until a run has begun, and end the one that the DAG's own schedule makes beside it."""

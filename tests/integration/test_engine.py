@@ -17,6 +17,7 @@ from typing import ClassVar
 import pytest
 
 from rallypoint.errors import LaunchError, StageCancelledError, StageFailedError, StageUserError
+from rallypoint.launchers.base import Phase
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.entry import Script
 from rallypoint.spec.failure import Kind
@@ -329,7 +330,12 @@ async def test_a_crash_after_the_launch_leaves_one_job_and_the_next_try_finds_it
 
 async def test_a_job_that_ended_while_nobody_watched_is_a_result(engine, job, witness, until, launcher, jobs_left):
     started = await engine.start(job, asks())
-    await until(lambda: witness.started_from and not jobs_left())
+
+    async def ended():
+        return (await launcher.poll(started.attempt.handle)).phase is Phase.ENDED
+
+    await until(ended)
+    assert jobs_left() == {}
     again = await engine.start(job, asks("try-2"))
     assert again.decision.action is Action.RETURN
     assert again.attempt.outcome.result == {"epochs": 4, "from": 0}

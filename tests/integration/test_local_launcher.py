@@ -586,3 +586,16 @@ async def test_a_command_that_cannot_be_started_ends_the_gang_and_says_why(launc
     assert (status.phase, status.reason) == (Phase.ENDED, "error")
     assert "/nowhere/command" in status.message
     assert jobs_left() == {}
+
+
+async def test_the_same_attempt_of_another_store_is_left_alone(tmp_path, gang, script, ended):
+    """Two orchestrators on one host may run the same DAG for the same date, and so have attempts of one id."""
+    code = "import time\ntime.sleep(60)"
+    mine, theirs = LocalLauncher(tmp_path / "mine"), LocalLauncher(tmp_path / "theirs")
+    handle = await mine.launch(gang(script(code)), ID)
+    other = await theirs.launch(gang(script(code)), ID)
+    started = json.loads((tmp_path / "mine" / ID / "started.json").read_text())
+    os.kill(started["pid"], signal.SIGKILL)
+    assert (await ended(handle, by=mine)).phase is Phase.LOST
+    assert (await theirs.poll(other)).phase is Phase.RUNNING
+    await theirs.cancel(other, timedelta(0))

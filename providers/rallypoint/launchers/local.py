@@ -201,6 +201,7 @@ class LocalLauncher:
         environment["PATH"] = os.pathsep.join([str(Path(python).parent), environment.get("PATH", os.defpath)])
         environment["PYTHONPATH"] = str(folder / ARCHIVE)
         environment[context.ATTEMPT_ID] = attempt
+        environment[context.RUN_DIR] = str(folder)
         try:
             with (folder / "supervisor.log").open("ab") as log:
                 # It forks and the first process ends at once, so nothing here has a child to wait for later.
@@ -240,7 +241,7 @@ class LocalLauncher:
             return Status(Phase.RUNNING)
         if ended := _ended(folder):  # it ended between the two looks
             return ended
-        if started["host"] == socket.gethostname() and not _end_stragglers(attempt):
+        if started["host"] == socket.gethostname() and not _end_stragglers(folder):
             return Status(Phase.RUNNING)  # what is called lost may be launched anew
         message = f"its supervisor (pid {started['pid']} on {started['host']}) is gone and left no final record"
         return Status(Phase.LOST, message=message)
@@ -339,13 +340,13 @@ def _write_whole(path: Path, data: bytes) -> None:
     draft.replace(path)
 
 
-def _end_stragglers(attempt: str) -> bool:
+def _end_stragglers(folder: Path) -> bool:
     """Kill what is left of a gang whose supervisor is gone, and wait for its end; return whether nothing is left.
 
     The kernel kills what the supervisor started, only not in the same moment, and not their grandchildren.
     """
     deadline = time.monotonic() + STRAGGLERS
-    while left := hostprocs.of_attempt(attempt):
+    while left := hostprocs.of_run(str(folder)):
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, 9)

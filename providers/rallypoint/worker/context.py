@@ -14,7 +14,10 @@ from typing import Any
 STAGE_FILE = "RALLYPOINT_STAGE_FILE"  # path of the JSON file below
 EVENTS_URI = "RALLYPOINT_EVENTS"  # where event files go: a file:// folder or a bucket prefix
 LOGS_DIR = "RALLYPOINT_LOGS"  # where a process keeps its own output; unset where the platform captures it
-ATTEMPT_ID = "RALLYPOINT_ATTEMPT"  # marks every process of an attempt, so that a straggler can be told
+ATTEMPT_ID = "RALLYPOINT_ATTEMPT"  # the attempt's id
+# The attempt's folder on this host: it marks every process of an attempt, so that a straggler can be told. The id alone
+# would not do: two Airflows on one host may run the same DAG for the same date.
+RUN_DIR = "RALLYPOINT_RUN_DIR"
 PROCESS = "RALLYPOINT_PROCESS"  # the name of the gang's process, such as "agent-0"
 
 

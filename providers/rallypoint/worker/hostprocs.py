@@ -66,10 +66,10 @@ def environment(pid: int) -> dict[str, str]:
     return dict(line.split("=", 1) for line in data.split("\0") if "=" in line)
 
 
-def of_attempt(attempt: str) -> list[int]:
-    """Return the living processes of this host that belong to an attempt."""
+def of_run(run_dir: str) -> list[int]:
+    """Return the living processes of this host that belong to the attempt of a run folder."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-    return [pid for pid in pids if environment(pid).get(context.ATTEMPT_ID) == attempt and start_time(pid) is not None]
+    return [pid for pid in pids if environment(pid).get(context.RUN_DIR) == run_dir and start_time(pid) is not None]
 
 
 def label(pid: int) -> str:
