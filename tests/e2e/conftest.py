@@ -16,7 +16,7 @@ from rallypoint.launchers.registry import open_launcher
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.store import Store
-from rallypoint.worker import hostprocs
+from rallypoint.worker import faults, hostprocs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +82,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealAirflow]:
     shutil.copytree(ROOT / "tests" / "e2e" / "dags", dags, dirs_exist_ok=True)
     # The example's own schedule must not start runs beside the ones that a test triggers.
     env = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled", "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True"}
+    env[faults.VARIABLE] = ",".join(f"{point}={home}/{point}" for point in faults.ORCHESTRATOR)
     instance = AirflowInstance(home / "home", dags, env=env, fast=True)
     try:
         instance.start()

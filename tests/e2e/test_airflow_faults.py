@@ -51,6 +51,30 @@ def test_a_restarted_scheduler_restarts_nothing(airflow, witness):
     assert len(witness.read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("point", ["before-intent", "after-intent", "after-launch", "after-handle"])
+def test_a_worker_that_is_killed_in_the_launch_path_leaves_one_job(airflow, witness, point):
+    armed = airflow.instance.home.parent / point
+    armed.touch()
+    run = airflow.start("retried", {"witness": str(witness)})
+    airflow.api.wait_for_run("retried", run, timeout=180)
+    assert not armed.exists()
+    assert airflow.api.task_instance("retried", run, "train").try_number == 2
+    assert airflow.api.xcom("retried", run, "train") == {"first": 0}
+    assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0"]
+
+
+@pytest.mark.parametrize("point", ["after-end", "after-outcome"])
+def test_a_triggerer_that_is_killed_after_the_jobs_end_loses_no_result(airflow, witness, point):
+    armed = airflow.instance.home.parent / point
+    armed.touch()
+    run = airflow.start("deferred", {"witness": str(witness), "epochs": 3})
+    airflow.api.wait_until(lambda: not armed.exists() or None, f"the triggerer to reach {point}", timeout=120)
+    airflow.instance.restart(Component.TRIGGERER)
+    airflow.api.wait_for_run("deferred", run, timeout=180)
+    assert airflow.api.xcom("deferred", run, "train") == {"first": 0, "epochs": 3, "attempt": 1}
+    assert len(witness.read_text().splitlines()) == 1
+
+
 # A person marks, or time is over
 
 

@@ -117,7 +117,7 @@ def test_a_mistake_in_a_job_is_an_import_error_of_the_dag_file(airflow):
     ("extra", "status", "words"),
     [
         ({"store": "{home}/another-store"}, True, "can be written"),
-        ({"store": "ftp://somewhere/else"}, False, "ftp://somewhere/else"),
+        ({"store": "ftp://somewhere/else"}, False, "expected file://"),
         ({"store": "/proc/no/such"}, False, "/proc/no/such"),
     ],
 )

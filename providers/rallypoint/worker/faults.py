@@ -1,7 +1,7 @@
 """Named points at which a test may have this process killed; without the variable they do nothing.
 
 ``RALLYPOINT_FAULT=after-intent=/folder/armed`` kills (SIGKILL) the first process that reaches the point while the file
-is there. The file is removed before, so the next process passes.
+is there. The file is removed before, so the next process passes. Several points are separated by commas.
 
 In the orchestrator's process:
 
@@ -40,8 +40,9 @@ SUPERVISOR = (
 
 def reach(point: str) -> None:
     """Kill this process if a test wants that here, once."""
-    wanted, _, armed = os.environ.get(VARIABLE, "").partition("=")
-    if wanted != point:
+    points = dict(pair.split("=", 1) for pair in os.environ.get(VARIABLE, "").split(",") if "=" in pair)
+    armed = points.get(point)
+    if armed is None:
         return
     try:
         os.unlink(armed)  # of several processes one succeeds
