@@ -22,6 +22,8 @@ def agent(argv: list[str]) -> int:
         # A host name may resolve to loopback while gloo's first interface does not: the process group then hangs in
         # its set-up without a word. A gang on one host needs no other interface.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Ranks that share the rendezvous' store can hang in their set-up after a restart (pytorch#135712).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     if "--nproc-per-node=1" not in argv:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own choice, without its warning
     return process.run(
