@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -146,6 +147,22 @@ def run_torchrun(args: Sequence[str]) -> float:
     env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     began = time.monotonic()
     subprocess.run(torchrun(args), check=True, env=env, stdin=subprocess.DEVNULL, capture_output=True)
+    return time.monotonic() - began
+
+
+def run_bash_operator(args: Sequence[str]) -> float:
+    """Run `scripts/train.py` in a `BashOperator` around torchrun, and return the seconds that its `execute` took."""
+    from airflow.providers.standard.operators.bash import BashOperator  # noqa: PLC0415 - slow, and needed here only
+
+    operator = BashOperator(
+        task_id="train",
+        bash_command=shlex.join(torchrun(args)),
+        env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        append_env=True,
+        output_processor=str,
+    )
+    began = time.monotonic()
+    operator.execute({})
     return time.monotonic() - began
 
 

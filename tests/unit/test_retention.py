@@ -333,13 +333,13 @@ async def test_of_a_bucket_manifests_go_first(s3_store_uri, monkeypatch):
     for name in ("g/a/v-1/data", f"g/a{MANIFEST}", "g/b/v-1/data", f"g/b{MANIFEST}"):
         await store.put(name, b"x")
     deleted = []
-    real = obstore.delete_async
+    real = obstore.delete
 
-    async def noted(backend, paths):
+    def noted(backend, paths):
         deleted.append(paths)
-        await real(backend, paths)
+        real(backend, paths)
 
-    monkeypatch.setattr(obstore, "delete_async", noted)
+    monkeypatch.setattr(obstore, "delete", noted)
     await store.remove("g")
     assert deleted == [[f"g/a{MANIFEST}", f"g/b{MANIFEST}"], ["g/a/v-1/data", "g/b/v-1/data"]]
     assert await store.list("g") == []

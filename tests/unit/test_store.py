@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import uuid
 from http.client import HTTPConnection
@@ -176,6 +178,28 @@ def test_a_forked_process_is_told_instead_of_waiting_for_ever(store):
     with os.fdopen(reader, "rb") as pipe:
         assert b"was used before this process was forked" in pipe.read()
     os.waitpid(child, 0)
+
+
+_SHORT_PROCESS = """
+import asyncio, sys
+from rallypoint.stages.store import Store
+
+async def main():
+    store = Store.open(sys.argv[1])
+    await asyncio.gather(*(store.put(f"object-{number}", b"1" * 1000) for number in range(20)))
+    for _ in range(3):
+        await store.put("last", b"1")
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_ends_right_after_an_operation_ends_well(tmp_path):
+    """obstore's asynchronous functions aborted one of five such processes."""
+    command = [sys.executable, "-c", _SHORT_PROCESS, str(tmp_path)]
+    for _ in range(5):
+        ended = [process.wait(60) for process in [subprocess.Popen(command) for _ in range(4)]]
+        assert ended == [0, 0, 0, 0]
 
 
 # Paths and URIs ------------------------------------------------------------------------------------------------------

@@ -176,7 +176,6 @@ class Engine:
         state = State.PENDING if status is None else State.LIVE
         if handle and status and status.phase is not Phase.RUNNING:
             # It has ended and nobody has recorded how: shown is what the next try will record.
-            status = replace(status, message=entry.cancel_asked or status.message)
             entry = replace(entry, outcome=await self._outcome(entry.record, handle, status, view))
         if entry.outcome:  # of an old attempt the events may have been removed
             view.metrics = view.metrics or dict(entry.outcome.metrics)
@@ -228,7 +227,6 @@ class Engine:
         if status.phase is Phase.RUNNING:
             return State.LIVE, replace(last, handle=handle)
         view = await self._read_all(last.record)
-        status = replace(status, message=last.cancel_asked or status.message)
         outcome = await self._conclude(last.record, handle, status, view)
         return outcome.state, replace(last, handle=handle, outcome=outcome)
 
@@ -322,7 +320,7 @@ class Engine:
         # An attempt whose launch is not known is forbidden to start: its submitter may only be slow.
         handle = entry.handle or await launcher.find(entry.record.id) or Handle(launcher.uri, entry.record.id)
         await launcher.cancel(handle, grace)
-        status = replace(await launcher.poll(handle), message=why)
+        status = await launcher.poll(handle)
         return await self._conclude(entry.record, handle, status, await self._read_all(entry.record))
 
     async def _conclude(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
@@ -333,6 +331,9 @@ class Engine:
         return outcome
 
     async def _outcome(self, record: Record, handle: Handle, status: Status, view: AttemptView) -> Outcome:
+        entry = await self.ledger.read(record.number)
+        if entry and entry.cancel_asked:  # whoever sees the end first, the record says why it was stopped
+            status = replace(status, message=entry.cancel_asked)
         rules = tuple(FailureRule.from_json(rule) for rule in record.failure_rules)
         outcome = judge(status, view, attempt=record.id, logs=self._logs_command(record), rules=rules)
         if outcome.failure and outcome.failure.process:

@@ -1,8 +1,11 @@
 """The store: a folder or a bucket that the orchestrator and the job both reach.
 
 `Store` is the orchestrator's door to it. Everything is asynchronous, because ledger, event reader and engine run inside
-the event loop of Airflow's triggerer; `obstore <https://developmentseed.org/obstore/>`_ does the I/O on threads of its
-own. The job's side is `rallypoint.worker.storage`, which needs no package for a folder.
+the event loop of Airflow's triggerer; `obstore <https://developmentseed.org/obstore/>`_ does the I/O, called on threads
+of the module. The job's side is `rallypoint.worker.storage`, which needs no package for a folder.
+
+obstore's own asynchronous functions are not used: their threads touch Python objects after the awaited answer, and a
+process that ends meanwhile is aborted by SIGABRT (seen in one of five short processes, obstore 0.12).
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import re
 import shutil
 import threading
 import uuid
-from contextlib import asynccontextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -34,10 +39,11 @@ from rallypoint.worker.bucket import is_forked, reason
 from rallypoint.worker.storage_names import MANIFEST, fault, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Store"]
 
+_T = TypeVar("_T")
 _Backend: TypeAlias = AzureStore | GCSStore | LocalStore | S3Store
 # Within the class, `list` is its method.
 _Names: TypeAlias = list[str]
@@ -50,6 +56,9 @@ _PROBE: Final = ".rallypoint-probe"
 _TRASH: Final = ".rallypoint-trash"  # below a folder: what is being removed
 # Names an object's creator: see `Store.create`. No separators: stores disagree on which ones a metadata key may hold.
 _CREATOR: Final = "rallypointcreator"
+
+# Requests to a bucket wait for their answers beside each other; the loop's default pool has a few threads a core.
+_THREADS: Final = ThreadPoolExecutor(max_workers=32, thread_name_prefix="rallypoint-store")
 
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
 _PAST_THE_END = re.compile(r"Requested range was invalid|status code: 416|<Code>InvalidRange</Code>")
@@ -151,11 +160,14 @@ class Store:
             StoreError: The store cannot be written.
         """
         creator = None if self.local_path else uuid.uuid4().hex
+
+        def write(backend: _Backend) -> None:
+            attributes = {_CREATOR: creator} if creator else None
+            obstore.put(backend, path, data, mode="create", attributes=attributes)
+            self._synchronise(path)
+
         try:
-            async with self._reach("write", _checked(path)) as backend:
-                attributes = {_CREATOR: creator} if creator else None
-                await obstore.put_async(backend, path, data, mode="create", attributes=attributes)
-                await self._synchronise(path)
+            await self._run("write", _checked(path), write)
         except AlreadyExistsError:
             # A bucket may have kept the object although its answer was lost, and obstore then asked again: the object
             # that is in the way is this call's own.
@@ -168,9 +180,12 @@ class Store:
         Raises:
             StoreError: The store cannot be written.
         """
-        async with self._reach("write", _checked(path)) as backend:
-            await obstore.put_async(backend, path, data)
-            await self._synchronise(path)
+
+        def write(backend: _Backend) -> None:
+            obstore.put(backend, path, data)
+            self._synchronise(path)
+
+        await self._run("write", _checked(path), write)
 
     async def get(self, path: str) -> bytes | None:
         """Return an object's content, None if it is absent.
@@ -179,8 +194,7 @@ class Store:
             StoreError: The store cannot be read.
         """
         with suppress(FileNotFoundError):
-            async with self._reach("read", _checked(path)) as backend:
-                return bytes(await (await obstore.get_async(backend, path)).bytes_async())
+            return await self._run("read", _checked(path), lambda backend: bytes(obstore.get(backend, path).bytes()))
         return None
 
     async def read_from(self, path: str, start: int, limit: int) -> bytes:
@@ -192,14 +206,17 @@ class Store:
         Raises:
             StoreError: The store cannot be read.
         """
+
+        def read(backend: _Backend) -> bytes:
+            try:
+                return bytes(obstore.get(backend, path, options={"range": (start, start + limit)}).bytes())
+            except GenericError as error:
+                if _PAST_THE_END.search(str(error)):
+                    return b""
+                raise
+
         with suppress(FileNotFoundError):
-            async with self._reach("read", _checked(path)) as backend:
-                try:
-                    part = await obstore.get_async(backend, path, options={"range": (start, start + limit)})
-                    return bytes(await part.bytes_async())
-                except GenericError as error:
-                    if not _PAST_THE_END.search(str(error)):
-                        raise
+            return await self._run("read", _checked(path), read)
         return b""
 
     async def list(self, prefix: str) -> _Entries:
@@ -208,10 +225,12 @@ class Store:
         Raises:
             StoreError: The store cannot be listed.
         """
+
+        def find(backend: _Backend) -> _Entries:
+            return sorted((meta["path"], meta["size"]) for meta in obstore.list(backend, prefix or None).collect())
+
         with suppress(FileNotFoundError):
-            async with self._reach("list", _checked_prefix(prefix)) as backend:
-                found = await obstore.list(backend, prefix or None).collect_async()
-                return sorted((meta["path"], meta["size"]) for meta in found)
+            return await self._run("list", _checked_prefix(prefix), find)
         return []
 
     async def children(self, prefix: str) -> _Names:
@@ -220,11 +239,14 @@ class Store:
         Raises:
             StoreError: The store cannot be listed.
         """
+
+        def find(backend: _Backend) -> _Names:
+            found = obstore.list_with_delimiter(backend, prefix or None)
+            paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+            return sorted({PurePosixPath(path).name for path in paths})
+
         with suppress(FileNotFoundError):
-            async with self._reach("list", _checked_prefix(prefix)) as backend:
-                found = await obstore.list_with_delimiter_async(backend, prefix or None)
-                paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
-                return sorted({PurePosixPath(path).name for path in paths})
+            return await self._run("list", _checked_prefix(prefix), find)
         return []
 
     async def delete(self, path: str) -> None:
@@ -234,8 +256,7 @@ class Store:
             StoreError: The store cannot be written.
         """
         with suppress(FileNotFoundError):
-            async with self._reach("delete", _checked(path)) as backend:
-                await obstore.delete_async(backend, path)
+            await self._run("delete", _checked(path), lambda backend: obstore.delete(backend, path))
 
     async def remove(self, prefix: str) -> None:
         """Delete everything below the folder ``prefix``, and the folder itself; an absent one is fine.
@@ -246,15 +267,14 @@ class Store:
         Raises:
             StoreError: The store cannot be written, or a part of the folder cannot be deleted.
         """
-        async with self._reach("delete", _checked(prefix)) as backend:
-            if self.local_path:
-                await asyncio.to_thread(_remove_folder, self.local_path, prefix)
-                return
-            paths = [path for path, _ in await self.list(prefix)]
-            for is_manifest in (True, False):
-                if some := [path for path in paths if path.endswith(MANIFEST) is is_manifest]:
-                    with suppress(FileNotFoundError):
-                        await obstore.delete_async(backend, some)
+        if folder := self.local_path:
+            await self._run("delete", _checked(prefix), lambda _: _remove_folder(folder, prefix))
+            return
+        paths = [path for path, _ in await self.list(prefix)]
+        for is_manifest in (True, False):
+            if some := [path for path in paths if path.endswith(MANIFEST) is is_manifest]:
+                with suppress(FileNotFoundError):
+                    await self._run("delete", prefix, partial(obstore.delete, paths=some))
 
     async def check(self) -> None:
         """Create, read back and delete a small object, to find now what would stop a stage later.
@@ -302,9 +322,8 @@ class Store:
 
     # The backend -----------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _reach(self, action: str, path: str) -> AsyncIterator[_Backend]:
-        """Give the backend to one operation, and turn what obstore raises into a `StoreError`.
+    async def _run(self, action: str, path: str, operation: Callable[[_Backend], _T]) -> _T:
+        """Give the backend to one operation on a thread, and turn what obstore raises into a `StoreError`.
 
         What callers answer for themselves passes: an object that is there already, and one that is absent.
         """
@@ -315,7 +334,7 @@ class Store:
                 "'spawn' or as a new command"
             )
         try:
-            yield await asyncio.to_thread(self._connected) if self._backend is None else self._backend
+            return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: operation(self._connected()))
         except AlreadyExistsError:
             raise
         except (BaseError, OSError, ValueError, NotImplementedError) as error:
@@ -337,15 +356,23 @@ class Store:
 
     async def _creator(self, path: str) -> str | None:
         with suppress(FileNotFoundError):
-            async with self._reach("read", path) as backend:
-                return (await obstore.get_async(backend, path, options={"head": True})).attributes.get(_CREATOR)
+
+            def read(backend: _Backend) -> str | None:
+                return obstore.get(backend, path, options={"head": True}).attributes.get(_CREATOR)
+
+            return await self._run("read", path, read)
         return None
 
-    async def _synchronise(self, path: str) -> None:
+    def _synchronise(self, path: str) -> None:
         """Make a file durable: what the ledger says before a launch must outlive a power failure after it."""
         if self.local_path:
             with suppress(FileNotFoundError):  # somebody deleted it meanwhile
-                await asyncio.to_thread(_synchronise, self.local_path / path)
+                for each in (self.local_path / path, (self.local_path / path).parent):
+                    descriptor = os.open(each, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
 
     def _error(self, action: str, path: str, error: Exception) -> StoreError:
         text = str(error)
@@ -390,15 +417,6 @@ def _checked(path: str) -> str:
 
 def _checked_prefix(prefix: str) -> str:
     return _checked(prefix) if prefix else prefix
-
-
-def _synchronise(path: Path) -> None:
-    for each in (path, path.parent):
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _remove_folder(root: Path, path: str) -> None:
