@@ -154,7 +154,7 @@ def run_bash_operator(args: Sequence[str]) -> float:
     """Run `scripts/train.py` in a `BashOperator` around torchrun, and return the seconds that its `execute` took."""
     from airflow.providers.standard.operators.bash import BashOperator  # noqa: PLC0415 - slow, and needed here only
 
-    operator = BashOperator(
+    train = BashOperator(
         task_id="train",
         bash_command=shlex.join(torchrun(args)),
         env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
@@ -162,7 +162,7 @@ def run_bash_operator(args: Sequence[str]) -> float:
         output_processor=str,
     )
     began = time.monotonic()
-    operator.execute({})
+    train.execute({})
     return time.monotonic() - began
 
 
