@@ -1,4 +1,4 @@
-"""``@task.torch`` and ``@task.dask``: a function of the DAG file as a distributed stage."""
+"""``@task.torch``, ``@task.dask`` and the like: a function of the DAG file as a distributed stage."""
 
 from __future__ import annotations
 
@@ -51,38 +51,24 @@ class DaskDecoratedOperator(_DecoratedStage, DaskOperator):  # type: ignore[misc
     injected = ("client",)
 
 
-def torch_task(
-    python_callable: Callable[..., Any] | None = None,
-    multiple_outputs: bool | None = None,  # noqa: FBT001 - Airflow calls it by position
-    **kwargs: Any,
-) -> TaskDecorator:
-    """Run a function on every rank of an elastic PyTorch job; rank 0's return value is the result.
+def _decorator(operator: type[_DecoratedStage], what: str) -> Callable[..., TaskDecorator]:
+    def decorator(
+        python_callable: Callable[..., Any] | None = None,
+        multiple_outputs: bool | None = None,  # noqa: FBT001 - Airflow calls it by position
+        **kwargs: Any,
+    ) -> TaskDecorator:
+        return task_decorator_factory(
+            python_callable, multiple_outputs=multiple_outputs, decorated_operator_class=operator, **kwargs
+        )
+
+    decorator.__doc__ = f"""{what}
 
     Args:
         python_callable: The function.
         multiple_outputs: Whether to push each key of a returned dict as an XCom of its own.
-        **kwargs: `TorchElasticOperator`'s.
+        **kwargs: `{operator.__mro__[2].__name__}`'s.
     """
-    return task_decorator_factory(
-        python_callable, multiple_outputs=multiple_outputs, decorated_operator_class=TorchDecoratedOperator, **kwargs
-    )
-
-
-def dask_task(
-    python_callable: Callable[..., Any] | None = None,
-    multiple_outputs: bool | None = None,  # noqa: FBT001 - Airflow calls it by position
-    **kwargs: Any,
-) -> TaskDecorator:
-    """Run a function with a connected Dask client, which it gets as ``client``.
-
-    Args:
-        python_callable: The function.
-        multiple_outputs: Whether to push each key of a returned dict as an XCom of its own.
-        **kwargs: `DaskOperator`'s.
-    """
-    return task_decorator_factory(
-        python_callable, multiple_outputs=multiple_outputs, decorated_operator_class=DaskDecoratedOperator, **kwargs
-    )
+    return decorator
 
 
 def _without(call: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
@@ -99,3 +85,10 @@ def _without(call: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
     visible.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     visible.__rallypoint_call__ = call  # type: ignore[attr-defined]
     return visible
+
+
+torch_task = _decorator(
+    TorchDecoratedOperator,
+    "Run a function on every rank of an elastic PyTorch job; rank 0's return value is the result.",
+)
+dask_task = _decorator(DaskDecoratedOperator, "Run a function with a connected Dask client, which it gets as `client`.")

@@ -11,8 +11,6 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, credentials_id, is_default_missing, place_of
 from rallypoint.errors import RallypointError
-from rallypoint.launchers.registry import open_launcher
-from rallypoint.stages.store import Store
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -80,5 +78,8 @@ class RallypointHook(BaseHook):
         return True, f"the store {place.store} can be written, and the launcher {place.launcher} answers"
 
     async def _test(self, place: Place) -> None:
+        from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415 - DAG files import this module
+        from rallypoint.stages.store import Store  # noqa: PLC0415
+
         await Store.open(place.store, options=place.store_options or None).check()
         await open_launcher(place.launcher).find(f"rp-test-{uuid.uuid4().hex[:12]}")

@@ -13,15 +13,13 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from rallypoint.errors import InvalidJobError, StoreError
-from rallypoint.launchers.registry import open_launcher
-from rallypoint.stages.engine import Engine
-from rallypoint.stages.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow.sdk import Connection
 
+    from rallypoint.stages.engine import Engine
     from rallypoint.stages.key import StageKey
 
 DEFAULT_CONN_ID = "rallypoint_default"
@@ -49,6 +47,11 @@ class Place:
             StoreError: The store's URI or options are wrong.
             LaunchError: The launcher's URI is wrong.
         """
+        # Not at the top: DAG files import this module, and none of them needs an engine while it is read.
+        from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415
+        from rallypoint.stages.engine import Engine  # noqa: PLC0415
+        from rallypoint.stages.store import Store  # noqa: PLC0415
+
         return Engine(Store.open(self.store, options=self.store_options or None), key, open_launcher(self.launcher))
 
 
@@ -59,6 +62,8 @@ def place_of(connection: Connection | None, credentials: Connection | None) -> P
         connection: A connection of type ``rallypoint``; None for the configuration alone.
         credentials: The connection of type ``aws`` that it names, for an ``s3://`` store.
     """
+    from rallypoint.stages.store import Store  # noqa: PLC0415 - as above
+
     extra = connection.extra_dejson if connection else {}
     home = os.environ.get("AIRFLOW_HOME") or str(Path.home() / "airflow")
     store = extra.get("store") or conf.get(SECTION, "store", fallback="") or f"{home}/rallypoint"

@@ -14,8 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import cloudpickle
-
 from rallypoint.errors import InvalidEntryError
 from rallypoint.spec.gang import Macro, has_macro
 from rallypoint.worker.entry import pack_function
@@ -132,9 +130,9 @@ class Function:
         module = sys.modules.get(getattr(self.call, "__module__", "") or "")
         by_value = module is not None and not _importable(module)
         if by_value:
-            cloudpickle.register_pickle_by_value(module)
+            _cloudpickle().register_pickle_by_value(module)
         try:
-            return bytes(cloudpickle.dumps((self.call, tuple(self.args), dict(self.kwargs))))
+            return bytes(_cloudpickle().dumps((self.call, tuple(self.args), dict(self.kwargs))))
         except Exception as error:
             msg = (
                 f"got the function {self.name}, which cannot be pickled ({type(error).__name__}: {error}), expected "
@@ -144,7 +142,7 @@ class Function:
             raise InvalidEntryError(msg) from error
         finally:
             if by_value:
-                cloudpickle.unregister_pickle_by_value(module)
+                _cloudpickle().unregister_pickle_by_value(module)
 
 
 Entry: TypeAlias = Script | Module | Function
@@ -223,7 +221,7 @@ def canonical(value: Any) -> bytes:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_stand_in).encode()
     except (TypeError, ValueError):
-        return bytes(cloudpickle.dumps(value))
+        return bytes(_cloudpickle().dumps(value))
 
 
 def _stand_in(value: Any) -> Any:
@@ -238,4 +236,11 @@ def _stand_in(value: Any) -> Any:
     module = sys.modules.get(type(value).__module__)
     if hasattr(value, "__dict__") and (module is None or module.__name__ == "__main__" or not _importable(module)):
         return {"class": type(value).__qualname__, "state": vars(value)}
-    return {"pickle": hashlib.sha256(cloudpickle.dumps(value)).hexdigest()}
+    return {"pickle": hashlib.sha256(_cloudpickle().dumps(value)).hexdigest()}
+
+
+def _cloudpickle() -> Any:
+    """Return the package; DAG files import this module, and only a task pickles."""
+    import cloudpickle  # noqa: PLC0415
+
+    return cloudpickle

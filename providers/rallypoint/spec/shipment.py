@@ -11,8 +11,6 @@ import zipfile
 from functools import lru_cache
 from pathlib import Path
 
-import cloudpickle
-
 ARCHIVE = "rallypoint.zip"
 _PARTS = ("__init__.py", "errors.py", "worker", "frameworks", "examples", "spec")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -21,6 +19,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 @lru_cache(maxsize=1)
 def archive() -> bytes:
     """Return the zip's bytes."""
+    import cloudpickle  # noqa: PLC0415 - DAG files import this module, and only a task needs it
+
     package = Path(__file__).resolve().parent.parent
     pickle = Path(cloudpickle.__file__).resolve().parent
     files = [file for part in _PARTS for file in _sources(package / part)]

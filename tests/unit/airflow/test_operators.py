@@ -12,7 +12,8 @@ import pytest
 from airflow.sdk import DAG, task
 
 from rallypoint import DaskCluster, Resources
-from rallypoint.airflow.operators import DaskOperator, TorchElasticOperator, stage_key
+from rallypoint.airflow.operators import DaskOperator, TorchElasticOperator
+from rallypoint.airflow.operators.base import stage_key
 from rallypoint.errors import InvalidJobError, RallypointError
 
 ROOT = Path(__file__).resolve().parents[3]

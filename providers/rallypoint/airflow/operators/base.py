@@ -1,4 +1,4 @@
-"""Operators that run a distributed job as a stage: one base, and a few lines per framework."""
+"""What every operator is: a job that runs as a stage, launched once, watched, continued by a retry."""
 
 from __future__ import annotations
 
@@ -15,24 +15,17 @@ from airflow.sdk import Asset, BaseOperator, BaseOperatorLink, conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, TaskDeferralTimeout
 
 from rallypoint.airflow.hooks import RallypointHook
-from rallypoint.airflow.links import DaskDashboardLink, StageLink
+from rallypoint.airflow.links import StageLink
 from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, check_references, resolve_secrets
 from rallypoint.airflow.retries import StageRetryPolicy
 from rallypoint.airflow.triggers import StageTrigger
-from rallypoint.errors import (
-    InvalidEntryError,
-    InvalidJobError,
-    StageUserError,
-)
-from rallypoint.frameworks.dask.job import DaskCluster, DaskJob
-from rallypoint.frameworks.torch.job import TorchElastic
+from rallypoint.errors import InvalidEntryError, InvalidJobError, StageUserError
 from rallypoint.spec.entry import Entry, Function, Module, Script
 from rallypoint.spec.job import DEFAULT_STALL_TIMEOUT, Job
 from rallypoint.spec.resources import Resources
 from rallypoint.stages.attempt import Attempt, Request
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.news import Narrator
-from rallypoint.stages.outcome import raise_for
 from rallypoint.stages.rule import Resume
 
 if TYPE_CHECKING:
@@ -287,6 +280,8 @@ class StageOperator(BaseOperator):
         return await engine.read(attempt.record.number)
 
     def _finish(self, context: Context, attempt: Attempt) -> Any:
+        from rallypoint.stages.outcome import raise_for  # noqa: PLC0415 - DAG files import this module
+
         outcome = attempt.outcome
         if outcome is None:
             msg = f"{attempt.record.id} has ended without an outcome in the ledger; clear the task to look again"
@@ -316,55 +311,6 @@ class StageOperator(BaseOperator):
     def _log_report(self, attempt: Attempt) -> None:
         if attempt.outcome and attempt.outcome.failure:
             self.log.error("%s", attempt.outcome.failure.render())
-
-
-class TorchElasticOperator(StageOperator):
-    """Runs elastic PyTorch training (``torchrun``) as a stage.
-
-    The parameters are those of `rallypoint.TorchElastic`; everything else is `StageOperator`'s. There are two budgets
-    of restarts: ``max_restarts`` is torchrun's, within one attempt, and ``retries`` is Airflow's, between attempts.
-    """
-
-    job_class = TorchElastic
-
-    def __init__(  # noqa: PLR0913 - one keyword per option of torchrun
-        self,
-        *,
-        nnodes: str | int = "1",
-        nproc_per_node: str | int = "auto",
-        max_restarts: int | str = 0,
-        monitor_interval: float = 0.1,
-        rdzv_backend: str = "c10d",
-        rdzv_endpoint: str | None = None,
-        rdzv_conf: Mapping[str, str] | None = None,
-        rdzv_timeout: float = 600.0,
-        start_method: str = "spawn",
-        **kwargs: Any,
-    ) -> None:
-        options = {
-            "nnodes": nnodes, "nproc_per_node": nproc_per_node, "max_restarts": max_restarts,
-            "monitor_interval": monitor_interval, "rdzv_backend": rdzv_backend, "rdzv_endpoint": rdzv_endpoint,
-            "rdzv_conf": rdzv_conf or {}, "rdzv_timeout": rdzv_timeout, "start_method": start_method,
-        }  # fmt: skip
-        super().__init__(job_options=options, **kwargs)
-
-
-class DaskOperator(StageOperator):
-    """Runs a function or script with a connected Dask `Client` as a stage.
-
-    Args:
-        cluster: None for a local cluster, the address of a running scheduler, or a `rallypoint.DaskCluster`.
-        connect_timeout: Seconds to wait for a scheduler.
-        **kwargs: `StageOperator`'s.
-    """
-
-    job_class = DaskJob
-    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), DaskDashboardLink())
-
-    def __init__(
-        self, *, cluster: str | DaskCluster | None = None, connect_timeout: float = 30.0, **kwargs: Any
-    ) -> None:
-        super().__init__(job_options={"cluster": cluster, "connect_timeout": connect_timeout}, **kwargs)
 
 
 def stage_key(ti: Any) -> StageKey:
