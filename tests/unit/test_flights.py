@@ -370,3 +370,24 @@ def test_preprocessing_on_a_cluster_writes_the_same_rows_and_a_retry_writes_none
         pd.testing.assert_frame_equal(data.read_partitions(result[name]), expected, check_dtype=False)
         assert result["rows"][name] == len(expected)
         assert result["late_share"][name] == pytest.approx(expected[features.TARGET].mean(), abs=1e-4)
+
+
+# The better of two models ---------------------------------------------------------------------------------------------
+
+
+def test_the_better_model_is_the_one_with_the_higher_validated_auc():
+    trained = {"model": "file:///trained", "val_auc": 0.70}
+    tuned = {"checkpoint": "file:///best/step-3", "metrics": {"val_auc": 0.71}}
+    assert flights.better(trained, tuned) == "file:///best/step-3/model"
+    assert flights.better({**trained, "val_auc": 0.71}, tuned) == "file:///trained"
+
+
+def test_a_checkpoint_holds_the_model_that_it_would_become(enter_stage, folders):
+    enter_stage("shape")
+    done = flights.train(folders["train"], epochs=1, width=16, depth=3, dropout=0.0)
+    checkpoint = worker_stage.stage().latest_checkpoint()
+    for folder in (done["model"], f"file://{checkpoint}/model"):
+        saved = model.SavedModel.load(folder)
+        assert saved.facts["epochs"] == 1
+    config = json.loads((data.local_path(done["model"]) / "config.json").read_text())["model"]
+    assert (config["hidden"], config["dropout"]) == ([16, 8, 4], 0.0)

@@ -8,8 +8,8 @@ A DAG file may import this package in the orchestrator: it loads no framework be
 
 from __future__ import annotations
 
-from rallypoint.examples.flights.evaluation import evaluate
+from rallypoint.examples.flights.evaluation import better, evaluate
 from rallypoint.examples.flights.preprocessing import preprocess
 from rallypoint.examples.flights.training import train
 
-__all__ = ["evaluate", "preprocess", "train"]
+__all__ = ["better", "evaluate", "preprocess", "train"]

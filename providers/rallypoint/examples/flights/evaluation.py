@@ -12,6 +12,7 @@ import rallypoint
 from rallypoint.examples.flights.data import read_partitions, read_training_rows
 from rallypoint.examples.flights.features import TARGET
 from rallypoint.examples.flights.model import SavedModel
+from rallypoint.examples.flights.training import MODEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,18 @@ def evaluate(model_uri: str, train_uri: str, test_uri: str, margin: float = 0.00
         "late_share": round(float(late.mean()), 4),
         "passed": True,
     }
+
+
+def better(trained: dict[str, Any], tuned: dict[str, Any]) -> str:
+    """Return the URI of the model with the higher ROC-AUC on the days that neither was trained on.
+
+    Args:
+        trained: What `train` returned.
+        tuned: What the tuning of `train` returned: its best trial's ``metrics`` and ``checkpoint``.
+    """
+    if tuned["metrics"]["val_auc"] > trained["val_auc"]:
+        return f"{tuned['checkpoint']}/{MODEL}"
+    return str(trained["model"])
 
 
 def logistic_regression(train: pd.DataFrame, test: pd.DataFrame, encoder: Encoder) -> np.ndarray[Any, Any]:

@@ -1,4 +1,6 @@
-"""The second stage: trains the network on every process of a torchrun gang, and continues where a checkpoint ends.
+"""Trains the network on every process of a gang, and continues where a checkpoint ends.
+
+The same function runs under torchrun, in a trial of Ray Tune and alone.
 
 How wide, how long and how fast it learns was chosen inside January to October: by the ROC-AUC on September and October,
 January and February, and June and July, each pair held out in turn. The test months had no part in it.
@@ -27,14 +29,22 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+MODEL = "model"  # the artifact, and the folder in every checkpoint
 _CHECKPOINT = "checkpoint.pt"
 _WARM_UP = 0.15  # of all steps
 _AVERAGE_DECAY = 0.99  # a step: the averaged weights look back over about a hundred steps
 _SILENCE = timedelta(minutes=5)  # how long a rank waits for the others
 
 
-def train(
-    train_uri: str, epochs: int = 6, batch_size: int = 4096, learning_rate: float = 3e-3, seed: int = 0
+def train(  # noqa: PLR0913, PLR0917 - each is a setting that a user may turn
+    train_uri: str,
+    epochs: int = 6,
+    batch_size: int = 4096,
+    learning_rate: float = 3e-3,
+    width: int = 192,
+    depth: int = 2,
+    dropout: float = 0.2,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Train the network; on a retry, go on after the last epoch that was saved.
 
@@ -43,6 +53,9 @@ def train(
         epochs: How often to go through the rows.
         batch_size: Rows a step, over all ranks together, so that the world size does not change what is learned.
         learning_rate: The highest of the schedule.
+        width: Units of the first hidden layer; each further one has half of those before it.
+        depth: How many hidden layers.
+        dropout: The share of hidden units to drop in training.
         seed: Of the first weights, the order of the rows and the dropout.
 
     Returns:
@@ -63,7 +76,9 @@ def train(
         encoder = Encoder.from_json(checkpoint["encoder"]) if checkpoint else Encoder.fit(fitted)
         shard = Rows.encode(fitted.iloc[world.rank :: world.size], encoder, len(fitted) // world.size)
         validation = Rows.encode(held_out, encoder) if world.rank == 0 else None
-        training = Training(encoder, shard, world, epochs, batch_size, learning_rate, seed)
+        hidden = tuple(max(1, width >> layer) for layer in range(depth))
+        config = ModelConfig(tuple(encoder.cardinalities), shard.numbers.shape[1], hidden, dropout)
+        training = Training(encoder, shard, world, config, epochs, batch_size, learning_rate, seed)
         if checkpoint:
             training.load_state(checkpoint)
         first = training.epochs_done
@@ -83,7 +98,7 @@ def train(
             _say(f"epoch {epoch + 1}/{epochs} loss {loss:.4f} val_auc {auc:.4f} ({seconds:.1f} s)")
         if world.rank != 0:
             return {}
-        uri = stage.save_artifact(training.save_result, name="model")
+        uri = stage.save_artifact(training.save_result, name=MODEL)
         last = training.history[-1]
         return {
             "model": uri,
@@ -153,6 +168,7 @@ class Training:
         rows: This rank's rows, as many on every rank: with unequal ones, the rank with most would wait at the end for
             gradients that no other computes.
         world: This process among those that train together.
+        config: The network's shape.
         epochs: How many there will be; the learning rate falls to 0 at their end.
         batch_size: Rows a step, over all ranks.
         learning_rate: The highest of the schedule.
@@ -160,7 +176,15 @@ class Training:
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - each is one of the run's settings
-        self, encoder: Encoder, rows: Rows, world: World, epochs: int, batch_size: int, learning_rate: float, seed: int
+        self,
+        encoder: Encoder,
+        rows: Rows,
+        world: World,
+        config: ModelConfig,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        seed: int,
     ) -> None:
         import torch
         from torch.nn.parallel import DistributedDataParallel
@@ -173,7 +197,7 @@ class Training:
             raise ValueError(msg)
         self._encoder, self._rows, self._world, self._seed = encoder, rows, world, seed
         self._batch = max(1, batch_size // world.size)
-        self.config = ModelConfig(tuple(encoder.cardinalities), rows.numbers.shape[1])
+        self.config = config
         torch.manual_seed(seed)
         self._network = DistributedDataParallel(build_model(self.config))
         self._averaged = AveragedModel(self._network.module, avg_fn=_average)
@@ -212,7 +236,7 @@ class Training:
         return float(roc_auc_score(rows.late.numpy(), probabilities(self._averaged.module, rows.codes, rows.numbers)))
 
     def save_state(self, folder: str) -> None:
-        """Write all that another process needs to go on with the next epoch."""
+        """Write all that another process needs to go on with the next epoch, and in `model` the model as it is."""
         import torch
 
         state = {
@@ -225,6 +249,9 @@ class Training:
             "encoder": self._encoder.to_json(),
         }
         torch.save(state, Path(folder) / _CHECKPOINT)
+        model = Path(folder) / MODEL
+        model.mkdir()
+        self._save_model(model)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `save_state` wrote."""
@@ -236,8 +263,11 @@ class Training:
 
     def save_result(self, folder: str) -> None:
         """Write the averaged weights as the model."""
+        self._save_model(Path(folder))
+
+    def _save_model(self, folder: Path) -> None:
         weights = self._averaged.module.state_dict()
-        save_model(folder, weights, self.config, self._encoder, epochs=self.epochs_done, history=self.history)
+        save_model(str(folder), weights, self.config, self._encoder, epochs=self.epochs_done, history=self.history)
 
 
 def _load(folder: str | None) -> dict[str, Any] | None:
@@ -262,9 +292,12 @@ def _rate(progress: float) -> float:
 
 @contextlib.contextmanager
 def _process_group() -> Iterator[World]:
-    """Join the others over gloo, as torchrun's environment says; outside of torchrun, be alone."""
+    """Join the others over gloo, as torchrun's environment says, unless Ray Train has; without any, be alone."""
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size())
+        return
     if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=_SILENCE)
     else:
