@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import sys
+import textwrap
 import uuid
 
 import pytest
@@ -37,6 +40,26 @@ def s3_endpoint():
 def s3_store_uri(s3_endpoint):
     """The URI of an empty prefix in a bucket, and the options that open it."""
     return f"s3://rallypoint-tests/{uuid.uuid4().hex}", {**S3_KEYS, "endpoint_url": s3_endpoint}
+
+
+@pytest.fixture
+def as_dag_file(tmp_path):
+    """Loads code as Airflow loads a DAG file: by path, under a name that no other process can import."""
+    loaded = []
+
+    def load(code, name):
+        path = tmp_path / f"{name}.py"
+        path.write_text(textwrap.dedent(code))
+        spec = importlib.util.spec_from_file_location(f"unusual_prefix_0a1b2c_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        loaded.append(spec.name)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in loaded:
+        del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -31,21 +31,12 @@ def wait_until_gone(airflow, snapshot) -> None:
 # The orchestrator's processes die
 
 
-def test_a_killed_triggerer_restarts_nothing(airflow, witness):
+@pytest.mark.parametrize("component", [Component.TRIGGERER, Component.SCHEDULER])
+def test_a_component_that_is_killed_and_restarted_restarts_no_job(airflow, witness, component):
     run = airflow.start("deferred", {"witness": str(witness), "epochs": 30})
     airflow.wait_for_step("deferred", run, "train", 1)
-    airflow.instance.kill(Component.TRIGGERER)
-    airflow.instance.restart(Component.TRIGGERER)
-    airflow.api.wait_for_run("deferred", run, timeout=180)
-    assert airflow.api.xcom("deferred", run, "train")["attempt"] == 1
-    assert len(witness.read_text().splitlines()) == 1
-
-
-def test_a_restarted_scheduler_restarts_nothing(airflow, witness):
-    run = airflow.start("deferred", {"witness": str(witness), "epochs": 20})
-    airflow.wait_for_step("deferred", run, "train", 1)
-    airflow.instance.kill(Component.SCHEDULER)
-    airflow.instance.restart(Component.SCHEDULER)
+    airflow.instance.kill(component)
+    airflow.instance.restart(component)
     airflow.api.wait_for_run("deferred", run, timeout=180)
     assert airflow.api.xcom("deferred", run, "train")["attempt"] == 1
     assert len(witness.read_text().splitlines()) == 1

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
-import sys
-import textwrap
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -54,17 +51,8 @@ def squares(folder):
 
 
 @pytest.fixture
-def dag(tmp_path):
-    """A module as Airflow loads a DAG file: by path, under a name that no other process can import."""
-    path = tmp_path / "processing.py"
-    path.write_text(textwrap.dedent(DAG_FILE))
-    name = "unusual_prefix_0a1b2c_processing"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+def dag(as_dag_file):
+    return as_dag_file(DAG_FILE, "processing")
 
 
 async def run(engine, job, owner="try-1"):

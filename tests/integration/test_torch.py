@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from datetime import timedelta
 from pathlib import Path
 
@@ -222,17 +221,8 @@ def torch_only(tmp_path_factory):
 
 
 @pytest.fixture
-def dag_module(tmp_path):
-    """A module as Airflow loads a DAG file: by path, under a name that no other process can import."""
-    path = tmp_path / "pipeline.py"
-    path.write_text(textwrap.dedent(DAG_FILE))
-    name = "unusual_prefix_0a1b2c_pipeline"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+def dag_module(as_dag_file):
+    return as_dag_file(DAG_FILE, "pipeline")
 
 
 async def test_a_function_runs_and_continues_in_a_python_that_has_only_torch(engine, torch_only, dag_module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -158,17 +157,8 @@ def unpicklable(lock=__import__("threading").Lock()):
 
 
 @pytest.fixture
-def dag_module(tmp_path):
-    """A module as Airflow loads a DAG file: by path, under a name that no other process can import."""
-    path = tmp_path / "flights.py"
-    path.write_text(DAG_FILE)
-    name = "unusual_prefix_1a2b3c_flights"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+def dag_module(as_dag_file):
+    return as_dag_file(DAG_FILE, "flights")
 
 
 def test_a_function_of_a_dag_file_travels_with_its_helpers_classes_and_defaults(dag_module, shipped, tmp_path):
