@@ -1,12 +1,31 @@
-"""How long a watcher waits between two looks at an attempt."""
+"""How long a watcher waits between two looks at an attempt, and how many look at the same time."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
 
 _SHARE = 0.02  # of an attempt's age that may pass between two looks: its end is then noticed within a hundredth of it
 _LEAST = 0.2  # of the interval: the shortest wait, whose looks cost as much as those of five stages
+_TURNS = 32  # looks at the same time in one event loop: a step of each is some milliseconds of the loop's time
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+def turn() -> AbstractAsyncContextManager[None]:
+    """Return what a watcher holds while it looks, so that a thousand that start together leave the loop to others."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # whoever runs its coroutines without a loop runs one at a time
+        return nullcontext()
+    return _turns.setdefault(loop, asyncio.Semaphore(_TURNS))
 
 
 def pause(interval: float, since: float) -> float:
