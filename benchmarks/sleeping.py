@@ -1,4 +1,4 @@
-"""The cheapest stage: a job of one plain Python process that waits. Also Airflow's own floor beside it.
+"""What the cheapest stage, a Python process that waits, calls. Also Airflow's own floor beside it.
 
 Airflow's processes import this module, so it lies in a folder of their PYTHONPATH.
 """
@@ -7,36 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from rallypoint.airflow.operators import StageOperator
-from rallypoint.spec.gang import Macro, Role
-from rallypoint.spec.job import Job
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlainJob(Job):
-    """One process of plain Python: a framework's start would hide what Rallypoint costs."""
-
-    kind: ClassVar[str] = "plain"
-
-    def roles(self) -> tuple[Role, ...]:
-        """Return one role of one process."""
-        argv = (Macro.PYTHON, "-m", "rallypoint.worker", *self.code.command())
-        return (Role(name="p", argv=argv, env=dict(self.env)),)
-
-
-class PlainOperator(StageOperator):
-    """Runs a `PlainJob` as a stage."""
-
-    job_class = PlainJob
 
 
 class AlarmTrigger(BaseTrigger):

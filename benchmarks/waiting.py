@@ -24,9 +24,8 @@ from pathlib import Path
 
 import psutil
 from _common import percentile
-from sleeping import PlainJob
 
-from rallypoint import Script
+from rallypoint import PythonJob, Script
 from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.stages.attempt import Attempt, Request
@@ -49,7 +48,7 @@ async def real(folder: Path, number: int) -> tuple[Engine, Attempt]:
     stage = Engine(
         Store.open(folder / "store"), StageKey(("waiting", "run", f"real-{number}")), LocalLauncher(folder / "runs")
     )
-    started = await stage.start(PlainJob(Script(str(folder / "job.py"))), Request(owner="try-1"))
+    started = await stage.start(PythonJob(Script(str(folder / "job.py"))), Request(owner="try-1"))
     return stage, started.attempt
 
 

@@ -1,7 +1,9 @@
 """Stages and bare deferrable tasks that all end at times which are known beforehand."""
 
 from airflow.sdk import dag, task
-from sleeping import AlarmOperator, PlainOperator
+from sleeping import AlarmOperator
+
+from rallypoint.airflow.operators import PythonJobOperator
 
 
 def wait_until(due: float) -> None:
@@ -23,7 +25,7 @@ def ending() -> None:
     def alarms(dag_run: object = None) -> list[float]:
         return list(dag_run.conf["alarms"])
 
-    PlainOperator.partial(task_id="stage", python_callable=wait_until, deferrable=True).expand(op_kwargs=stages())
+    PythonJobOperator.partial(task_id="stage", python_callable=wait_until, deferrable=True).expand(op_kwargs=stages())
     AlarmOperator.partial(task_id="alarm").expand(due=alarms())
 
 

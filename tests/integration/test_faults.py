@@ -59,10 +59,10 @@ WORKER = """
     from dataclasses import dataclass
     from datetime import timedelta
     from pathlib import Path
+    from rallypoint.frameworks.python.job import PythonJob
     from rallypoint.launchers import local
     from rallypoint.spec.entry import Script
-    from rallypoint.spec.gang import Macro, Role, Secret
-    from rallypoint.spec.job import Job
+    from rallypoint.spec.gang import Secret
     from rallypoint.stages.attempt import Request
     from rallypoint.stages.engine import Engine
     from rallypoint.stages.outcome import raise_for
@@ -73,19 +73,14 @@ WORKER = """
     owner, folder, script, fault = sys.argv[1:]
     local.START_DEADLINE = 3.0
 
-    class PythonJob(Job):
-        kind = "python"
-
-        def roles(self):
-            return (Role(name="p", argv=(Macro.PYTHON, "-m", "rallypoint.worker", *self.code.command())),)
-
+    class Armed(PythonJob):
         def plan(self):  # the supervisor gets none of this process's RALLYPOINT_ variables
             return super().plan().with_more(secrets={faults.VARIABLE: Secret(fault)} if fault else {})
 
     async def main():
         key = StageKey(("flights", "r1", "train"))
         engine = Engine(Store.open(f"{folder}/store"), key, local.LocalLauncher(Path(folder, "runs")))
-        started = await engine.start(PythonJob(Script(script, [folder])), Request(owner=owner))
+        started = await engine.start(Armed(Script(script, [folder])), Request(owner=owner))
         async for update in engine.watch(started.attempt, interval=timedelta(seconds=0.05)):
             pass
         raise_for(update.outcome)

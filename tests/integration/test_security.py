@@ -9,23 +9,21 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
 
 import cloudpickle
 import pytest
 from rich.console import Console
 
+from rallypoint import PythonJob
 from rallypoint.cli.plan import show_gang, show_placed
 from rallypoint.errors import StageFailedError, StageUserError, StoreError
 from rallypoint.launchers.base import Handle
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.launchers.placement import place
 from rallypoint.spec.entry import Function, Script
-from rallypoint.spec.gang import Macro, Role
-from rallypoint.spec.job import Job
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
@@ -40,17 +38,6 @@ KEY = StageKey(("flights", "r1", "train"))
 SECRET = "hunter2-is-a-secret"
 PROOF = hashlib.sha256(SECRET.encode()).hexdigest()
 INTERVAL = timedelta(seconds=0.05)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PythonJob(Job):
-    """One process of plain Python."""
-
-    kind: ClassVar[str] = "python"
-
-    def roles(self):
-        argv = (Macro.PYTHON, "-m", "rallypoint.worker", *self.code.command())
-        return (Role(name="p", argv=argv, env=dict(self.env)),)
 
 
 @pytest.fixture
@@ -100,7 +87,7 @@ async def test_a_secret_is_in_the_jobs_environment_and_nowhere_else(engine, scri
     job = PythonJob(Script(script(PROVES.format(end=end)), [str(go)]), secrets={"TOKEN": SECRET})
     started = await engine.start(job, Request(owner="x"))
     run_dir = Path(started.attempt.handle.details["run_dir"])
-    await until(lambda: PROOF in (run_dir / "logs" / "p-0.log").read_text())
+    await until(lambda: PROOF in (run_dir / "logs" / "main-0.log").read_text())
     running = command_lines()
     go.touch()
     outcome, lines = await finish(engine, started)

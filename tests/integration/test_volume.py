@@ -11,15 +11,12 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
+from rallypoint import PythonJob
 from rallypoint.spec.entry import Script
-from rallypoint.spec.gang import Macro, Role
-from rallypoint.spec.job import Job
 from rallypoint.stages.attempt import Request
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -100,21 +97,13 @@ FLOODS = """
     from rallypoint.worker import context
 
     stage, count = rallypoint.stage(), int(sys.argv[1])
-    path = os.environ[context.EVENTS_URI].removeprefix("file://") + "/p-0.jsonl"
+    path = os.environ[context.EVENTS_URI].removeprefix("file://") + "/main-0.jsonl"
     with open(path, "a") as file:
         for number in range(1, count + 1):
-            event = {"v": 1, "t": time.time(), "event": "progress", "process": "p-0", "step": number, "total": count}
+            event = {"v": 1, "t": time.time(), "event": "progress", "process": "main-0", "step": number, "total": count}
             file.write(json.dumps({**event, "unit": "step", "metrics": {"loss": 1 / number}}) + "\\n")
     stage.result({"ended": time.time()})
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class PythonJob(Job):
-    kind: ClassVar[str] = "python"
-
-    def roles(self):
-        return (Role(name="p", argv=(Macro.PYTHON, "-m", "rallypoint.worker", *self.code.command())),)
 
 
 @pytest.fixture
@@ -127,8 +116,8 @@ def watched(engine, store, launcher, script):
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)
-        log = Path(started.attempt.handle.details["run_dir"], "logs/p-0.log")
-        events = store.local_path / engine.ledger.events_prefix(1) / "p-0.jsonl"
+        log = Path(started.attempt.handle.details["run_dir"], "logs/main-0.log")
+        events = store.local_path / engine.ledger.events_prefix(1) / "main-0.jsonl"
         sizes = log.stat().st_size, events.stat().st_size
         log.unlink()  # pytest keeps the folders of its last three sessions
         return seen, *sizes
@@ -145,7 +134,7 @@ async def test_a_job_that_never_stops_talking(watched):
     assert (seen["logs_read"] + seen["logs_skipped"], seen["gaps"]) == (log_size, 0)
     assert seen["logs_read"] <= seen["updates"] * MEBI / 4
     assert "rallypoint logs rp-train-" in seen["said_skipped"]
-    assert "--process p-0" in seen["said_skipped"]
+    assert "--process main-0" in seen["said_skipped"]
     assert f"line {REPORTS} " in seen["last"][0]
     assert seen["most_lines"] < 600
     # A report costs microseconds, writes some ten lines a second, and each is read once.

@@ -1,0 +1,1 @@
+"""Plain Python: one process, no framework."""
