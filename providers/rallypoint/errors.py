@@ -19,9 +19,11 @@ An error says what was got, what was expected and what to do next; it carries th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rallypoint.stages.failures import FailureReport
 
 __all__ = [
@@ -60,6 +62,10 @@ class InvalidJobError(RallypointError, ValueError):
         text = f"{job}({field}=…): got {got!r}, expected {expected}"
         super().__init__(f"{text}; {fix}" if fix else text)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default it would be made from its message, which is none of its parameters.
+        return _remade, (type(self), self.args, self.__dict__)
+
 
 class InvalidEntryError(RallypointError, ValueError):
     """The user's code in a job cannot be found or cannot travel to it."""
@@ -96,6 +102,10 @@ class StageFailedError(RallypointError):
         self.report = report
         super().__init__(report.headline)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A task runner's process hands it to the flow's: it is made again from the report, not from its message.
+        return type(self), (self.report,)
+
 
 class StageUserError(StageFailedError):
     """A retry cannot help: the user's code or the job's configuration has to change."""
@@ -103,3 +113,11 @@ class StageUserError(StageFailedError):
 
 class StageCancelledError(StageFailedError):
     """Somebody stopped the attempt."""
+
+
+def _remade(kind: type[RallypointError], args: tuple[Any, ...], state: Mapping[str, Any]) -> RallypointError:
+    """Return an error that was pickled, without a call of its constructor."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

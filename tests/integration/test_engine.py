@@ -9,20 +9,18 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
+from rallypoint import PythonJob
 from rallypoint.errors import LaunchError, StageCancelledError, StageFailedError, StageUserError
 from rallypoint.launchers.base import Phase
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.entry import Script
 from rallypoint.spec.failure import Kind
-from rallypoint.spec.gang import Macro, Role
-from rallypoint.spec.job import Job
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
@@ -35,17 +33,6 @@ pytestmark = pytest.mark.engine
 
 KEY = StageKey(("flights", "r1", "train"))
 INTERVAL = timedelta(seconds=0.05)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PythonJob(Job):
-    """One process of plain Python."""
-
-    kind: ClassVar[str] = "python"
-
-    def roles(self):
-        argv = (Macro.PYTHON, "-m", "rallypoint.worker", *self.code.command())
-        return (Role(name="p", argv=argv, env=dict(self.env)),)
 
 
 # Four epochs with a checkpoint after each. What a file called `do` says happens after the second one.
@@ -360,19 +347,13 @@ async def test_many_processes_at_once_start_one_job(store, launcher, job, witnes
         from dataclasses import dataclass
         from datetime import timedelta
         from pathlib import Path
+        from rallypoint.frameworks.python.job import PythonJob
         from rallypoint.launchers.local import LocalLauncher
         from rallypoint.spec.entry import Script
-        from rallypoint.spec.gang import Macro, Role
-        from rallypoint.spec.job import Job
         from rallypoint.stages.attempt import Request
         from rallypoint.stages.engine import Engine
         from rallypoint.stages.key import StageKey
         from rallypoint.stages.store import Store
-
-        class PythonJob(Job):
-            kind = "python"
-            def roles(self):
-                return (Role(name="p", argv=(Macro.PYTHON, "-m", "rallypoint.worker", *self.code.command())),)
 
         async def main(owner, uri, root, path, folder):
             engine = Engine(Store.open(uri), StageKey(("flights", "r1", "train")), LocalLauncher(Path(root)))
@@ -510,7 +491,7 @@ async def test_leaving_without_a_word_is_a_failure(engine, script):
     outcome = await _end_of(engine, script, "import os; os._exit(0)")
     assert outcome.state is State.FAILED
     assert outcome.failure.title == "ended without a word"
-    assert "p-0 ended with exit code 0 but never reported its end" in outcome.failure.message
+    assert "main-0 ended with exit code 0 but never reported its end" in outcome.failure.message
 
 
 async def test_an_exit_code_is_a_failure_and_named(engine, script):
@@ -534,7 +515,7 @@ async def test_an_exception_is_shown_with_its_line_and_the_last_output(engine, s
         train()
     """
     failure = (await _end_of(engine, script, code)).failure
-    assert (failure.process, failure.exception, failure.message) == ("p-0", "ValueError", "loss is NaN")
+    assert (failure.process, failure.exception, failure.message) == ("main-0", "ValueError", "loss is NaN")
     shown = failure.render()
     assert "in train" in shown
     assert "raise ValueError" in shown
@@ -580,7 +561,7 @@ async def test_a_killed_process_is_named_with_its_signal_and_a_retry_helps(engin
     failure = (
         await _end_of(engine, script, "import os; print('last words', flush=True); os.kill(os.getpid(), 9)")
     ).failure
-    assert (failure.process, failure.signal, failure.kind) == ("p-0", "SIGKILL", Kind.RETRYABLE)
+    assert (failure.process, failure.signal, failure.kind) == ("main-0", "SIGKILL", Kind.RETRYABLE)
     assert failure.last_lines == ("last words",)
 
 
@@ -612,7 +593,7 @@ async def test_what_ran_is_seen_afterwards(engine, bring_to):
     await bring_to(State.SUCCEEDED)
     snapshot = await engine.inspect(1)
     assert (snapshot.state, snapshot.view.step, snapshot.view.checkpoint["step"]) == (State.SUCCEEDED, 4, 4)
-    assert await engine.tail(1, "p-0", 16) == "epoch 3\nepoch 4\n"
+    assert await engine.tail(1, "main-0", 16) == "epoch 3\nepoch 4\n"
 
 
 async def test_a_look_at_what_ended_unseen_tells_how_and_changes_nothing(engine, job, witness, until, jobs_left):
@@ -628,7 +609,7 @@ async def test_a_look_at_what_ended_unseen_tells_how_and_changes_nothing(engine,
 
 
 async def test_an_attempt_that_is_not_there_says_so(engine):
-    for call in (engine.read(3), engine.inspect(3), engine.tail(3, "p-0", 10)):
+    for call in (engine.read(3), engine.inspect(3), engine.tail(3, "main-0", 10)):
         with pytest.raises(LookupError, match="flights/r1/train has no attempt 3"):
             await call
 
@@ -668,4 +649,4 @@ async def test_a_live_job_is_found_again_in_any_store(any_store, launcher, job, 
 async def test_a_killed_job_is_explained_in_any_store(any_store, launcher, script):
     engine = Engine(any_store, KEY, launcher)
     outcome = await _end_of(engine, script, "import os; os.kill(os.getpid(), 9)")
-    assert (outcome.failure.process, outcome.failure.signal) == ("p-0", "SIGKILL")
+    assert (outcome.failure.process, outcome.failure.signal) == ("main-0", "SIGKILL")

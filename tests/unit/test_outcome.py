@@ -177,3 +177,34 @@ def test_an_outcome_is_the_same_after_json(status):
 def test_last_lines_belong_to_a_failure():
     assert with_last_lines(_judge(DONE, AGENT), ["words"]).failure is None
     assert with_last_lines(_judge(Status(Phase.LOST), []), ["words"]).failure.last_lines == ("words",)
+
+
+# Services ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "events", "state", "title"),
+    [
+        pytest.param(DONE, AGENT, State.FAILED, "the service ended by itself", id="it ended well, and was to stay"),
+        pytest.param(DONE, [opened("agent-0")], State.FAILED, "ended without a word", id="it ended without a word"),
+        pytest.param(
+            Status(Phase.ENDED, "failed", (end(exit_code=None, signal="SIGSEGV", first=True),)),
+            [opened("agent-0")],
+            State.FAILED,
+            "crashed in native code",
+            id="it crashed",
+        ),
+        pytest.param(
+            Status(Phase.ENDED, "cancelled", (end(),), "its teardown ran"), AGENT, State.CANCELLED, "stopped", id="stop"
+        ),
+        pytest.param(
+            Status(Phase.ENDED, "lease expired", (end(),), "for 5 s"), AGENT, State.FAILED, "lease expired", id="lease"
+        ),
+        pytest.param(Status(Phase.LOST), AGENT, State.LOST, "lost", id="lost"),
+    ],
+)
+def test_a_service_never_succeeds_and_its_end_has_a_cause(status, events, state, title):
+    ready = Event("ready", "agent-0", 2.0, {"address": {"address": "here:1"}})
+    outcome = judge(status, view_of(*events, ready), attempt="rp-1", logs="", service=True)
+    assert (outcome.state, outcome.failure.title) == (state, title)
+    assert status.message in outcome.failure.message

@@ -32,6 +32,7 @@ from rallypoint.launchers.base import Handle, Phase, ProcessEnd, Status
 from rallypoint.spec.entry import Script
 from rallypoint.spec.gang import Gang, Role
 from rallypoint.spec.job import Job
+from rallypoint.spec.service_job import ServiceJob
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
@@ -69,7 +70,23 @@ class TwoProcesses(Job):
         return Gang(name=self.kind, roles=self.roles())
 
 
+@dataclass(frozen=True, kw_only=True)
+class TwoNodes(ServiceJob):
+    """A service of two processes."""
+
+    kind: ClassVar[str] = "nodes"
+
+    size: int = 2
+
+    def roles(self):
+        return (Role(name="p", argv=("serve",), replicas=2),)
+
+    def plan(self):
+        return Gang(name=self.kind, roles=self.roles(), service=True, lease=self.lease)
+
+
 JOB = TwoProcesses(Script("/train.py"))
+SERVICE, LARGER_SERVICE = TwoNodes(), TwoNodes(size=3)
 OTHER_JOB = replace(JOB, params={"epochs": 3})
 
 
@@ -92,6 +109,7 @@ class Run:
     final: str = ""
     closed: set[str] = field(default_factory=set)
     stop_asked: bool = False
+    service: bool = False
 
     @property
     def alive(self):
@@ -270,9 +288,11 @@ class World:
             engine = self.engine()
             started = await engine.start(job, request)
             async for update in engine.watch(started.attempt, interval=timedelta(0)):
-                outcome = update.outcome
-            raise_for(outcome)
-            return outcome.result
+                last = update
+            if last.ready is not None:
+                return last.ready
+            raise_for(last.outcome)
+            return last.outcome.result
 
         return Actor(self, name, work(), what="try", request=request, job=job)
 
@@ -308,6 +328,8 @@ class World:
         run = Run(attempt, stage["number"], stage["generation"], data, events, started_from=saved)
         work = [f"checkpoint {epoch}" for epoch in range(saved + 1, EPOCHS + 1)]
         run.todo = {"p-0": ["opened", *work, "result", "closed"], "p-1": ["opened", "closed"]}
+        if gang.service:
+            run.service, run.todo = True, {"p-0": ["opened", "ready"], "p-1": ["opened"]}
         self.runs[attempt] = run
         assert stage["resumed"] or saved == 0
 
@@ -323,12 +345,15 @@ class World:
 
     def _next(self, run, name):
         if not run.todo[name]:
-            run.ends[name] = ProcessEnd(name, 0)
+            if not run.service:
+                run.ends[name] = ProcessEnd(name, 0)
             return
         word, _, number = run.todo[name].pop(0).partition(" ")
         if word == "checkpoint":
             self.store.objects[f"{run.data}/checkpoints/step-{number}"] = b""
             self._say(run, name, "artifact", kind="checkpoint", step=int(number))
+        elif word == "ready":
+            self._say(run, name, "ready", address={"of": run.attempt})
         elif word == "result":
             self._say(run, name, "result", value=run.result)
         elif word == "closed":
@@ -395,7 +420,8 @@ class World:
         cleared = who["request"].marker > old["marker"] or who["request"].intent is Intent.RERUN
         if outcome["state"] == "succeeded":
             assert cleared or self.read(number - 1, "rerun"), "what had succeeded runs again and nobody asked for it"
-        goes_on = outcome["state"] != "succeeded" and new["fingerprint"] == old["fingerprint"]
+        same = new["fingerprint"] == old["fingerprint"]
+        goes_on = outcome["state"] != "succeeded" and same and not new["service"]
         assert (new["generation"], new["resumed"]) == (old["generation"] + (not goes_on), goes_on)
 
     def _on_turn(self, number, turn):
@@ -437,6 +463,18 @@ class World:
         if outcome["state"] == "succeeded":
             assert outcome["result"] == run.result
 
+    def settle_service(self, job):
+        """Everybody dies; the next try has the service ready, and the ones after it have the same one."""
+        for _ in range(3):  # the first may find that its launch had failed
+            last = self.finish(self.a_try(job=job))
+            if last.error is None:
+                break
+        assert last.error is None, last.error
+        (alive,) = (run for run in self.runs.values() if run.alive)
+        assert (last.value["of"], last.value["service"]["attempt"]) == (alive.attempt, alive.number)
+        assert self.finish(self.a_try(job=job)).value == last.value
+        assert [run for run in self.runs.values() if run.alive] == [alive]
+
     def settle(self):
         """Everybody dies; the next tries, one after the other, end with one completed run, and its result stays."""
         before = len(self.runs)
@@ -458,7 +496,7 @@ class World:
 # One crash, at each step there is ------------------------------------------------------------------------------------
 
 
-def _play(prepare, victim, after, *, torn=False):
+def _play(prepare, victim, after, *, torn=False, service=None):
     """Stop an actor at its first step, its second, and so on, each in a new world; then let something happen.
 
     Args:
@@ -466,6 +504,7 @@ def _play(prepare, victim, after, *, torn=False):
         victim: Makes the actor.
         after: What happens while it is stopped; it is killed if this returns nothing, else the others are let go on.
         torn: Whether a write under way leaves a folder.
+        service: What the stage runs in the end, where that is a service.
     """
     for steps in itertools.count():
         world = World()
@@ -485,7 +524,7 @@ def _play(prepare, victim, after, *, torn=False):
             after(world)
             world.finish(actor)
         world.check()
-        world.settle()
+        world.settle_service(service) if service else world.settle()
         if was_done:
             assert steps > 1, "it never was in the middle of anything"
             return
@@ -574,6 +613,55 @@ def test_an_old_owner_that_cancels_while_a_new_one_takes_over_ends_nothing_of_th
 @pytest.mark.parametrize("before", [_live, _pending])
 def test_a_new_owner_that_is_slow_to_take_over_sees_the_cancel_of_the_old_one(before):
     _play(before, lambda world: world.a_try(), lambda world: world.finish(world.a_cancel(1, "try-1")))
+
+
+def _ready_service(world):
+    assert world.finish(world.a_try(job=SERVICE)).value
+
+
+def _starting_service(world):
+    first = world.a_try(job=SERVICE)
+    while not world.runs:
+        first.advance()
+    first.kill()
+
+
+def _stopped_service(world):
+    _ready_service(world)
+    world.finish(world.a_cancel(1, None))
+
+
+def _lost_service(world):
+    _ready_service(world)
+    world.runs[KEY.attempt_id(1)].supervised = False
+
+
+SERVICES = [_nothing, _starting_service, _ready_service, _stopped_service, _lost_service]
+SERVICE_WANTS = {
+    "continue": {"job": SERVICE},
+    "clear": {"job": SERVICE, "clear": True},
+    "rerun": {"job": SERVICE, "intent": Intent.RERUN},
+    "clear of another size": {"job": LARGER_SERVICE, "clear": True},
+}
+
+
+@pytest.mark.parametrize("wants", SERVICE_WANTS)
+@pytest.mark.parametrize("before", SERVICES)
+def test_a_crash_at_any_step_leaves_one_service_or_none_and_the_next_try_has_it_ready(before, wants):
+    _play(before, lambda world: world.a_try(**SERVICE_WANTS[wants]), None, service=SERVICE_WANTS[wants]["job"])
+
+
+@pytest.mark.parametrize("wants", SERVICE_WANTS)
+@pytest.mark.parametrize("before", [_ready_service, _starting_service])
+def test_a_teardown_that_died_at_any_step_is_finished_or_undone_by_the_next_try(before, wants):
+    job = SERVICE_WANTS[wants]["job"]
+    _play(before, lambda world: world.a_cancel(1, None), None, service=job)
+    _play(
+        before,
+        lambda world: world.a_cancel(1, None),
+        lambda world: world.finish(world.a_try(**SERVICE_WANTS[wants])),
+        service=job,
+    )
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "the job ends", "another try takes over"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rallypoint.stages.rule import Action, Decision, Intent, Resume, State, changed_parts, decide
+from rallypoint.stages.rule import Action, Decision, Intent, Resume, State, changed_parts, decide, wanted
 
 CONTINUE, RERUN = Intent.CONTINUE, Intent.RERUN
 SAME, CHANGED = (), ("argument epochs changed",)
@@ -72,6 +72,62 @@ def test_by_default_work_that_changed_starts_over():
     assert decide(State.FAILED, CONTINUE, changed=CHANGED) == decide(
         State.FAILED, CONTINUE, changed=CHANGED, resume=Resume.IF_SAME_WORK
     )
+
+
+# Services: they have no checkpoints, never succeed, and live they are ready or about to be.
+
+START = (Action.LAUNCH, "start one")
+STOP_START = (Action.LAUNCH, "stop it, then start one")
+
+# The columns: the same service, and one whose parameters changed.
+SERVICES = {
+    (State.NONE, CONTINUE): (START, START),
+    (State.NONE, RERUN): (START, START),
+    (State.LIVE, CONTINUE): (REATTACH, REATTACH),
+    (State.LIVE, RERUN): (STOP_START, STOP_START),
+    (State.PENDING, CONTINUE): (FINISH, STOP_START),
+    (State.PENDING, RERUN): (STOP_START, STOP_START),
+    (State.SUCCEEDED, CONTINUE): (START, START),
+    (State.SUCCEEDED, RERUN): (START, START),
+    (State.FAILED, CONTINUE): (START, START),
+    (State.FAILED, RERUN): (START, START),
+    (State.CANCELLED, CONTINUE): (START, START),
+    (State.CANCELLED, RERUN): (START, START),
+    (State.LOST, CONTINUE): (START, START),
+    (State.LOST, RERUN): (START, START),
+}
+
+
+@pytest.mark.parametrize("resume", Resume)
+@pytest.mark.parametrize("changed", [SAME, CHANGED], ids=["same", "changed"])
+@pytest.mark.parametrize(("last", "intent"), list(itertools.product(State, Intent)))
+def test_the_table_of_services(last, intent, changed, resume):
+    action, how = SERVICES[last, intent][bool(changed)]
+    decision = decide(last, intent, changed=changed, resume=resume, service=True)
+    assert decision.action is action
+    assert decision.stop_first is how.startswith("stop it")
+    assert not decision.from_checkpoint
+    assert decision.why
+
+
+@pytest.mark.parametrize("asked", Intent)
+@pytest.mark.parametrize(
+    ("of", "intent"),
+    [
+        ({}, None),
+        ({"cleared": True}, RERUN),
+        ({"forgotten": True}, RERUN),
+        ({"service": True}, None),
+        # The clear of a task between set-up and teardown: other tasks may be using the service.
+        ({"service": True, "cleared": True}, None),
+        ({"service": True, "cleared": True, "changed": True}, RERUN),
+        ({"service": True, "changed": True}, None),
+        ({"service": True, "forgotten": True}, RERUN),
+    ],
+    ids=str,
+)
+def test_what_a_clear_asks_for(asked, of, intent):
+    assert wanted(asked, **of) is (intent or asked)
 
 
 # Rules over all of it ------------------------------------------------------------------------------------------------

@@ -44,6 +44,12 @@ class Handle:
     attempt: str
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def links(self) -> dict[str, str]:
+        """Pages about the gang that its launcher knows from the start, by name, such as a job's on a dashboard."""
+        links = self.details.get("links")
+        return {str(name): str(url) for name, url in links.items()} if isinstance(links, dict) else {}
+
     def to_json(self) -> dict[str, Any]:
         """Return the handle as a JSON object."""
         return {"v": 1, "launcher": self.launcher, "attempt": self.attempt, "details": dict(self.details)}
@@ -72,6 +78,7 @@ class ProcessEnd:
         signal: The signal's name, such as ``SIGKILL``.
         host: Where it ran.
         first: Whether it was the first of the gang to fail.
+        tolerated: Whether it failed and the gang may go on without it (`Role.may_lose`).
     """
 
     name: str
@@ -79,6 +86,7 @@ class ProcessEnd:
     signal: str | None = None
     host: str = ""
     first: bool = False
+    tolerated: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Status:
 
     Args:
         phase: Where it stands.
-        reason: Once ended: ``completed``, ``failed``, ``cancelled``, ``stalled`` or ``error``.
+        reason: Once ended: ``completed``, ``failed``, ``cancelled``, ``stalled``, ``lease expired`` or ``error``.
         processes: How each process ended.
         message: More words, such as what a stalled gang was waiting in.
     """
@@ -149,6 +157,15 @@ class Launcher(Protocol):
 
     def logs(self, handle: Handle, cursor: Cursor) -> AsyncIterator[LogChunk]:
         """Yield what each process has written since the cursor."""
+        ...
+
+
+@runtime_checkable
+class Waitable(Protocol):
+    """A launcher that learns of a gang's end by itself; others are only asked, as often as the interval says."""
+
+    async def wait(self, handle: Handle, seconds: float) -> None:
+        """Return when the gang seems to have ended, or after so many seconds. `poll` says what is true."""
         ...
 
 

@@ -35,6 +35,7 @@ from rallypoint.launchers.run_folder import (
     read_record,
     unreadable,
 )
+from rallypoint.launchers.waiting import until_gone
 from rallypoint.spec.shipment import ARCHIVE
 from rallypoint.worker import context, hostprocs, probe
 from rallypoint.worker.supervisor import write_json
@@ -112,6 +113,13 @@ class LocalLauncher:
     async def poll(self, handle: Handle) -> Status:
         """Return where the gang stands, from three small files."""
         return await asyncio.to_thread(self._poll, handle.attempt)
+
+    async def wait(self, handle: Handle, seconds: float) -> None:
+        """Return when the gang's supervisor is gone from this host, or after so many seconds."""
+        if handle.details.get("host") != socket.gethostname():
+            await asyncio.sleep(seconds)
+        else:
+            await until_gone(handle.details["pid"], seconds)
 
     async def cancel(self, handle: Handle, grace: timedelta) -> None:
         """End the gang, and forbid its start if it has not started. Returns when nothing of it is left."""
@@ -195,6 +203,8 @@ class LocalLauncher:
 
     def _start_supervisor(self, gang: Gang, attempt: str) -> None:
         folder = self._folder(attempt)
+        if (folder / "cancel.json").exists():
+            return  # it may not start, and nobody is to see a supervisor come and go
         python = gang.python or self.python
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
         environment |= {name: secret.reveal() for name, secret in gang.secrets.items()}
@@ -224,8 +234,11 @@ class LocalLauncher:
 
     def _find(self, attempt: str) -> Handle | None:
         folder = self._folder(attempt)
-        known = any((folder / name).exists() for name in ("started.json", "cancel.json"))
-        return Handle(self.uri, attempt, {"run_dir": str(folder)}) if known else None
+        started = read_record(folder, "started.json")
+        if started is None and not (folder / "cancel.json").exists():
+            return None
+        where: dict[str, Any] = {name: started[name] for name in ("host", "pid")} if started else {}
+        return Handle(self.uri, attempt, {"run_dir": str(folder), **where})
 
     def _poll(self, attempt: str) -> Status:
         folder = self._folder(attempt)
@@ -317,7 +330,14 @@ def _ended(folder: Path) -> Status | None:
         if final is None:
             return None
         processes = tuple(
-            ProcessEnd(str(end["name"]), end["exit_code"], end["signal"], str(end["host"]), bool(end["first"]))
+            ProcessEnd(
+                str(end["name"]),
+                end["exit_code"],
+                end["signal"],
+                str(end["host"]),
+                bool(end["first"]),
+                tolerated=bool(end.get("tolerated")),
+            )
             for end in final["processes"]
         )
         return Status(Phase.ENDED, str(final["reason"]), processes, str(final["message"]))

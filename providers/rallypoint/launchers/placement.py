@@ -41,15 +41,22 @@ def place(gang: Gang, *, attempt: str, run_dir: str, python: str) -> dict[str, A
                 "PYTHONUNBUFFERED": "1",
             }
             argv = [fill(word, mine) for word in role.argv]
-            processes.append({"name": name, "argv": argv, "env": env, "cwd": f"{run_dir}/work"})
+            processes.append({"name": name, "argv": argv, "env": env, "cwd": f"{run_dir}/work", "role": role.name})
     return {
         "v": 1,
         "attempt": attempt,
         "processes": processes,
         "ports": ports,
+        "may_lose": {role.name: role.may_lose for role in gang.roles if role.may_lose},
         "stall_timeout": gang.stall_timeout,
         "events_dir": _events_dir(processes[0]["env"]),
+        "lease": _lease(gang, processes[0]["env"]),
     }
+
+
+def _lease(gang: Gang, env: Mapping[str, str]) -> dict[str, Any] | None:
+    uri = env.get(context.LEASE_URI)
+    return {"uri": uri, "seconds": gang.lease} if uri and gang.lease else None
 
 
 def _events_dir(env: Mapping[str, str]) -> str | None:

@@ -9,6 +9,7 @@ import os
 import site
 import sys
 import sysconfig
+import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FUNCTION_FILE = "function.pkl"
 PYTHON_MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_PICKLING = threading.Lock()  # which modules travel by value is a setting of the whole process
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,14 @@ class Function:
         call: The function. One of an importable module travels by name; one of a DAG file or a notebook by value.
         args: Positional arguments.
         kwargs: Keyword arguments.
+        by_value: Whether everything that the function uses of its module travels by value too. It does of a DAG file
+            or a notebook anyway; a face asks for it where importing the module would import the orchestrator.
     """
 
     call: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    by_value: bool = field(default=False, kw_only=True)
 
     @property
     def identity(self) -> str:
@@ -127,8 +132,12 @@ class Function:
         return {FUNCTION_FILE: pack_function(self._pickled(), header)}
 
     def _pickled(self) -> bytes:
+        with _PICKLING:
+            return self._pickled_alone()
+
+    def _pickled_alone(self) -> bytes:
         module = sys.modules.get(getattr(self.call, "__module__", "") or "")
-        by_value = module is not None and not _importable(module)
+        by_value = module is not None and (self.by_value or not _importable(module))
         if by_value:
             _cloudpickle().register_pickle_by_value(module)
         try:

@@ -75,6 +75,7 @@ class Role:
         env: Environment variables, with macros. No secrets.
         ports: Names of the free ports that the role wants on the first host.
         resources: What each process asks of its host.
+        may_lose: How many of its processes may fail while the rest of the gang goes on; 0 where all belong together.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Role:
     env: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[str, ...] = ()
     resources: Resources = field(default_factory=Resources)
+    may_lose: int = 0
 
     @property
     def least(self) -> int:
@@ -100,6 +102,7 @@ class Role:
             "env": dict(self.env),
             "ports": list(self.ports),
             "resources": self.resources.to_json(),
+            "may_lose": self.may_lose,
         }
 
 
@@ -117,6 +120,10 @@ class Gang:
         pickled_by: The Python minor version that pickled a function among the files, such as ``"3.11"``.
         needs_files: Paths that must exist where the gang runs, such as the user's script.
         stall_timeout: Seconds without an event or a line of output after which the gang counts as hung; None never.
+        service: Whether it is to stay: it reports ``ready`` with its address instead of ending with a result.
+        lease: Seconds after which a service ends by itself if nobody has renewed its lease; None never.
+        options: What a launcher of a name is asked beside, as JSON: ``{"ray_jobs": {"runtime_env": {…}}}``. Others
+            ignore it. No secrets.
     """
 
     name: str
@@ -128,6 +135,9 @@ class Gang:
     pickled_by: str | None = None
     needs_files: tuple[str, ...] = ()
     stall_timeout: float | None = None
+    service: bool = False
+    lease: float | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def with_more(
         self,
@@ -157,4 +167,7 @@ class Gang:
             "pickled_by": self.pickled_by,
             "needs_files": list(self.needs_files),
             "stall_timeout": self.stall_timeout,
+            "service": self.service,
+            "lease": self.lease,
+            "options": {name: dict(asked) for name, asked in self.options.items()},
         }

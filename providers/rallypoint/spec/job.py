@@ -13,6 +13,7 @@ from rallypoint.errors import InvalidJobError
 from rallypoint.spec.entry import PYTHON_MINOR, Entry, Function, Script, as_entry, canonical, project_folders
 from rallypoint.spec.gang import Gang, Macro, Role, Secret, has_macro
 from rallypoint.spec.resources import Resources
+from rallypoint.spec.service import ServiceRef, services_of
 from rallypoint.spec.shipment import ARCHIVE, archive
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Job(ABC):
         stall_timeout: Seconds without an event or a line of output from any process after which the gang counts as
             hung: its stacks are dumped, it is ended, and the attempt fails as retryable. None waits for ever.
         failure_rules: What failures of this job mean, before Rallypoint's own table (`stages.failure_table`) is asked.
+        uses: The address objects of the services that this job uses, such as a `RayCluster`'s result. Their leases are
+            renewed while this job is waited for.
+        launcher_options: What a launcher of a name is asked beside, as JSON values:
+            ``{"ray_jobs": {"runtime_env": {…}, "entrypoint_resources": {…}}}``. Other launchers ignore it.
 
     Raises:
         InvalidJobError: A value is wrong; the message says which, and what it takes.
@@ -57,6 +62,8 @@ class Job(ABC):
     keep_checkpoints: int = 3
     stall_timeout: float | None = DEFAULT_STALL_TIMEOUT
     failure_rules: Sequence[FailureRule] = ()
+    uses: Sequence[Mapping[str, Any]] = ()
+    launcher_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entry", as_entry(self.entry))
@@ -80,6 +87,18 @@ class Job(ABC):
             json.dumps(dict(self.params))
         except (TypeError, ValueError) as error:
             raise self.invalid("params", self.params, f"JSON values ({error})") from error
+        self.services()
+        self._check_launcher_options()
+
+    def _check_launcher_options(self) -> None:
+        given: object = self.launcher_options
+        expected = 'JSON values by option by launcher, such as {"ray_jobs": {"runtime_env": {}}}'
+        if not isinstance(given, dict) or not all(isinstance(asked, dict) for asked in given.values()):
+            raise self.invalid("launcher_options", given, expected)
+        try:
+            json.dumps(given)
+        except (TypeError, ValueError) as error:
+            raise self.invalid("launcher_options", given, f"{expected} ({error})") from error
 
     def invalid(self, name: str, got: object, expected: str, fix: str = "") -> InvalidJobError:
         """Return the error for one wrong parameter of this job."""
@@ -89,6 +108,18 @@ class Job(ABC):
     def code(self) -> Entry:
         """The entry, as `Script`, `Module` or `Function`."""
         return as_entry(self.entry)
+
+    def services(self) -> tuple[ServiceRef, ...]:
+        """Return the services that this job uses, and those that they build on, each once.
+
+        Raises:
+            InvalidJobError: One of `uses` is no address object.
+        """
+        given: object = self.uses
+        if isinstance(given, str | dict) or not isinstance(given, list | tuple):
+            raise self.invalid("uses", given, "a list of address objects, each what a service's stage returned")
+        found = (ref for address in given for ref in services_of(address, job=type(self).__name__))
+        return tuple(dict.fromkeys(found))
 
     @abstractmethod
     def roles(self) -> tuple[Role, ...]:
@@ -113,6 +144,7 @@ class Job(ABC):
             pickled_by=PYTHON_MINOR if isinstance(code, Function) else None,
             needs_files=(code.path,) if isinstance(code, Script) else (),
             stall_timeout=self.stall_timeout,
+            options=self.launcher_options,
         )
         path = [f"{Macro.RUN_DIR}/{ARCHIVE}", self.env.get("PYTHONPATH", "")]
         path += project_folders() if isinstance(code, Function) else ()
@@ -126,9 +158,10 @@ class Job(ABC):
         """
         code = self.code
         parts = {"entry": code.identity}
-        parts |= {f"argument {name}": _digest(value) for name, value in code.arguments().items()}
-        return parts | {f"param {name}": _digest(value) for name, value in self.params.items()}
+        parts |= {f"argument {name}": digest(value) for name, value in code.arguments().items()}
+        return parts | {f"param {name}": digest(value) for name, value in self.params.items()}
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return a short name of a value that is different for different values."""
     return hashlib.sha256(canonical(value)).hexdigest()[:16]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rallypoint.stages.rule import Decision, Intent, Resume, State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rallypoint.launchers.base import Handle, LogChunk
     from rallypoint.stages.events import Event
     from rallypoint.stages.ledger import Entry, Record
@@ -69,11 +71,15 @@ class Snapshot:
         entry: What the ledger holds; of an attempt that has ended unseen, with the outcome that it has yet to record.
         view: What its processes have said.
         state: Where it stands.
+        ready: The address object of a service that is ready.
+        renewed: When the lease of a live service was renewed, in seconds since the epoch; None if it never was.
     """
 
     entry: Entry
     view: AttemptView
     state: State
+    ready: Mapping[str, Any] | None = None
+    renewed: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,7 @@ class Update:
         output: New output of the processes whose log is shown. Of a process that writes faster than it is read, a
             part is skipped.
         outcome: How it ended; the last update has it.
+        ready: The address object of a service that is ready; where nobody holds it, the last update has it.
         logs: The command that shows everything.
     """
 
@@ -93,4 +100,5 @@ class Update:
     events: list[Event] = field(default_factory=list)
     output: list[LogChunk] = field(default_factory=list)
     outcome: Outcome | None = None
+    ready: Mapping[str, Any] | None = None
     logs: str = ""

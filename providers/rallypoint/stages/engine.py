@@ -14,20 +14,21 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rallypoint.errors import LaunchError, PreflightError
-from rallypoint.launchers.base import Cursor, Handle, Launcher, Phase, Status
-from rallypoint.launchers.registry import open_launcher
+from rallypoint.launchers.base import Cursor, Handle, Launcher, Phase, Status, Waitable
+from rallypoint.launchers.registry import launcher_of
 from rallypoint.spec.failure import FailureRule
-from rallypoint.spec.gang import Secret
 from rallypoint.stages.attempt import Attempt, Request, Snapshot, Started, Update
 from rallypoint.stages.events import EventReader
 from rallypoint.stages.failures import LAST_LINES, before_traceback, launch_report
+from rallypoint.stages.leases import LeaseKeeper, address_of, kept_by
 from rallypoint.stages.ledger import Entry, Ledger, Record
 from rallypoint.stages.outcome import Outcome, judge, raise_for, with_last_lines
-from rallypoint.stages.pace import pause
-from rallypoint.stages.rule import Action, Decision, Intent, State, changed_parts, decide
+from rallypoint.stages.pace import pause, turn
+from rallypoint.stages.preparation import as_stage, intent_of, next_record
+from rallypoint.stages.rule import Action, State, changed_parts, decide
 from rallypoint.stages.text import printable
 from rallypoint.stages.view import AttemptView
-from rallypoint.worker import context, faults
+from rallypoint.worker import faults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -75,7 +76,8 @@ class Engine:
             last = await self.ledger.last()
             state, last = await self._state(last)
             changed = changed_parts(last.record.fingerprint, fingerprint) if last else ()
-            decision = decide(state, _intent(last, request), changed=changed, resume=request.resume)
+            intent = intent_of(last, request, service=gang.service, changed=changed)
+            decision = decide(state, intent, changed=changed, resume=request.resume, service=gang.service)
             log.debug("stage %s: %s", self.key.text, decision.why)
             if last and decision.action is Action.RETURN:
                 return Started(attempt=_attempt(last), decision=decision)
@@ -90,7 +92,8 @@ class Engine:
                 outcome = await self._stop(last, why="a newer try took its place")
                 if outcome and outcome.state is State.SUCCEEDED:
                     continue  # it was faster: what follows a success is another decision
-            record = self._next(last, job, request, fingerprint, decision)
+            uri = self._own_launcher().uri
+            record = next_record(self.ledger, last, job, gang, request=request, decision=decision, launcher=uri)
             faults.reach("before-intent")
             if await self.ledger.claim(record):
                 faults.reach("after-intent")
@@ -100,38 +103,51 @@ class Engine:
         raise LaunchError(msg)
 
     async def watch(
-        self, attempt: Attempt, *, interval: timedelta, cursor: Cursor | None = None
+        self, attempt: Attempt, *, interval: timedelta, cursor: Cursor | None = None, hold: bool = False
     ) -> AsyncIterator[Update]:
-        """Yield what is new about an attempt until it has ended; the last update has its outcome.
+        """Yield what is new about an attempt until it has ended, or is a service that is ready.
+
+        The last update says which: it has the outcome, or the address. Meanwhile the leases of the services that the
+        attempt uses are renewed, and its own if it is one.
 
         Args:
             attempt: The attempt.
             interval: The longest wait between two looks; a young attempt is looked at more often.
             cursor: Where to go on in the logs.
+            hold: Whether to go on with a service that is ready, and renew its lease, until it has ended.
         """
-        view = AttemptView()
+        view, record = AttemptView(), attempt.record
         if attempt.outcome is not None or attempt.handle is None:
             yield Update(view=view, outcome=attempt.outcome)
             return
+        view.links |= attempt.handle.links
         launcher = self._launcher_of(attempt.handle.launcher)
-        reader = EventReader(self.store, self.ledger.events_prefix(attempt.record.number))
-        offsets = dict(cursor.offsets) if cursor else {}
+        reader = EventReader(self.store, self.ledger.events_prefix(record.number))
+        keeper = LeaseKeeper(self.store, kept_by(self.store, self.key, record))
+        offsets, told = dict(cursor.offsets) if cursor else {}, False
         while True:
+            await keeper.renew()
             # The status comes first: what a process wrote before its end is then in the reads that follow.
-            status = await launcher.poll(attempt.handle)
-            events = await reader.read()
-            view.apply(events)
-            wanted = {name: offsets.get(name, 0) for name in view.shown_logs()}
-            where = Cursor(wanted, others=None, max_behind=_MAX_BEHIND)
-            output = [chunk async for chunk in launcher.logs(attempt.handle, where)]
+            async with turn():
+                status = await launcher.poll(attempt.handle)
+                events = await reader.read()
+                view.apply(events)
+                wanted = {name: offsets.get(name, 0) for name in view.shown_logs()}
+                where = Cursor(wanted, others=None, max_behind=_MAX_BEHIND)
+                output = [chunk async for chunk in launcher.logs(attempt.handle, where)]
             offsets |= {chunk.process: chunk.offset for chunk in output}
             if events or output:
-                yield Update(view=view, events=events, output=output, logs=self._logs_command(attempt.record))
+                yield Update(view=view, events=events, output=output, logs=self._logs_command(record))
             elif status.phase is not Phase.RUNNING:
-                yield Update(view=view, outcome=await self._conclude(attempt.record, attempt.handle, status, view))
+                yield Update(view=view, outcome=await self._conclude(record, attempt.handle, status, view))
                 return
             if status.phase is Phase.RUNNING:
-                await asyncio.sleep(pause(interval.total_seconds(), attempt.record.created))
+                if record.service and view.ready is not None and not told:
+                    told = True
+                    yield Update(view=view, ready=address_of(self.store, self.key, record, view))
+                    if not hold:
+                        return
+                await _rest(launcher, attempt.handle, pause(interval.total_seconds(), record.created))
 
     async def read(self, number: int) -> Attempt:
         """Return an attempt of this stage as the ledger holds it.
@@ -173,6 +189,7 @@ class Engine:
             handle = handle or await launcher.find(entry.record.id)
             status = await launcher.poll(handle) if handle else None
         view = await self._read_all(entry.record)
+        view.links = {**(handle.links if handle else {}), **view.links}
         state = State.PENDING if status is None else State.LIVE
         if handle and status and status.phase is not Phase.RUNNING:
             # It has ended and nobody has recorded how: shown is what the next try will record.
@@ -180,7 +197,10 @@ class Engine:
         if entry.outcome:  # of an old attempt the events may have been removed
             view.metrics = view.metrics or dict(entry.outcome.metrics)
             view.artifacts = view.artifacts or [dict(artifact) for artifact in entry.outcome.artifacts]
-        return Snapshot(entry=entry, view=view, state=entry.outcome.state if entry.outcome else state)
+        if entry.outcome or not entry.record.service:
+            return Snapshot(entry=entry, view=view, state=entry.outcome.state if entry.outcome else state)
+        ready = address_of(self.store, self.key, entry.record, view) if view.ready else None
+        return Snapshot(entry=entry, view=view, state=state, ready=ready, renewed=await self.ledger.renewed(number))
 
     async def tail(self, number: int, process: str, size: int) -> str:
         """Return the end of one process's log.
@@ -230,29 +250,10 @@ class Engine:
         outcome = await self._conclude(last.record, handle, status, view)
         return outcome.state, replace(last, handle=handle, outcome=outcome)
 
-    def _next(
-        self, last: Entry | None, job: Job, request: Request, fingerprint: dict[str, str], decision: Decision
-    ) -> Record:
-        number = last.record.number + 1 if last else 1
-        generation = (last.record.generation + (0 if decision.from_checkpoint else 1)) if last else 1
-        return Record(
-            number=number,
-            id=self.key.attempt_id(number),
-            generation=generation,
-            resumed=decision.from_checkpoint,
-            kind=job.kind,
-            fingerprint=fingerprint,
-            launcher=self._own_launcher().uri,
-            owner=request.owner,
-            marker=request.marker,
-            why=decision.why,
-            failure_rules=tuple(rule.to_json() for rule in job.failure_rules),
-        )
-
     async def _launch(self, gang: Gang, job: Job, record: Record, *, owner: str) -> Attempt:
         launcher = self._own_launcher()
         try:
-            handle = await launcher.launch(self._as_stage(gang, job, record), record.id)
+            handle = await launcher.launch(as_stage(self.ledger, gang, job, record), record.id)
         except LaunchError as error:
             return await self._launch_failed(record, error, owner=owner)
         faults.reach("after-launch")
@@ -290,26 +291,6 @@ class Engine:
         raise_for(outcome)
         return Attempt(record=record, handle=handle, outcome=outcome)
 
-    def _as_stage(self, gang: Gang, job: Job, record: Record) -> Gang:
-        stage = context.StageContext(
-            stage=self.key.parts,
-            attempt=record.id,
-            number=record.number,
-            generation=record.generation,
-            resumed=record.resumed,
-            data_uri=self.store.child_uri(self.ledger.data_prefix(record.generation)),
-            params=dict(job.params),
-            keep_checkpoints=job.keep_checkpoints,
-        )
-        return gang.with_more(
-            files={"stage.json": stage.to_json().encode()},
-            env={
-                context.STAGE_FILE: "${rallypoint:run_dir}/stage.json",
-                context.EVENTS_URI: self.store.child_uri(self.ledger.events_prefix(record.number)),
-            },
-            secrets={name: Secret(value) for name, value in self.store.job_env().items()},
-        )
-
     async def _stop(
         self, entry: Entry, *, why: str, owner: str | None = None, grace: timedelta = CANCEL_GRACE
     ) -> Outcome | None:
@@ -335,7 +316,8 @@ class Engine:
         if entry and entry.cancel_asked:  # whoever sees the end first, the record says why it was stopped
             status = replace(status, message=entry.cancel_asked)
         rules = tuple(FailureRule.from_json(rule) for rule in record.failure_rules)
-        outcome = judge(status, view, attempt=record.id, logs=self._logs_command(record), rules=rules)
+        logs = self._logs_command(record)
+        outcome = judge(status, view, attempt=record.id, logs=logs, rules=rules, service=record.service)
         if outcome.failure and outcome.failure.process:
             lines = await self._last_lines(handle, view, outcome.failure)
             outcome = with_last_lines(outcome, lines)
@@ -366,17 +348,16 @@ class Engine:
         return self._launcher
 
     def _launcher_of(self, uri: str) -> Launcher:
-        return self._launcher if self._launcher and self._launcher.uri == uri else open_launcher(uri)
+        return launcher_of(uri, self._launcher)
+
+
+async def _rest(launcher: Launcher, handle: Handle, seconds: float) -> None:
+    """Wait for the next look; where a launcher learns of the end by itself, no longer than until then."""
+    if isinstance(launcher, Waitable):
+        await launcher.wait(handle, seconds)
+    else:
+        await asyncio.sleep(seconds)
 
 
 def _attempt(entry: Entry) -> Attempt:
     return Attempt(record=entry.record, handle=entry.handle, outcome=entry.outcome)
-
-
-def _intent(last: Entry | None, request: Request) -> Intent:
-    """A person cleared the stage if the orchestrator counts more re-runs than when the last attempt started."""
-    if last is None:
-        return request.intent
-    before, now = last.record.marker, request.marker
-    cleared = before is not None and now is not None and now > before
-    return Intent.RERUN if cleared or last.rerun_asked else request.intent

@@ -28,8 +28,8 @@ class Event:
     """One line that a process wrote.
 
     Args:
-        kind: ``opened``, ``progress``, ``metrics``, ``artifact``, ``link``, ``result``, ``failed`` or ``closed``;
-            ``rejected`` for a line that was refused.
+        kind: ``opened``, ``progress``, ``metrics``, ``artifact``, ``link``, ``result``, ``ready``, ``failed`` or
+            ``closed``; ``rejected`` for a line that was refused.
         process: The process that wrote it, such as ``rank-0.r0``.
         time: When, in seconds since the epoch, by that process's clock.
         data: The other fields.

@@ -11,7 +11,8 @@ from rallypoint.spec.failure import FailureRule, Kind
 RULES: tuple[FailureRule, ...] = (
     FailureRule(
         "out of memory", Kind.RETRYABLE, "give the job more memory, or make the batches smaller",
-        exception=r"(^|\.)(MemoryError|OutOfMemoryError)$", retry_after=60,
+        exception=r"(^|\.)(MemoryError|OutOfMemoryError|ResourceExhaustedError)$", retry_after=60,
+        message=r"due to the node running low on memory|killed by the (raylet|memory monitor)",
     ),
     FailureRule(
         "out of GPU memory", Kind.RETRYABLE, "make the batches smaller, or use a larger GPU",
@@ -19,16 +20,19 @@ RULES: tuple[FailureRule, ...] = (
     ),
     FailureRule(
         "disk full", Kind.RETRYABLE, "free space in the store or on the host, then retry",
+        exception=r"^ray\.exceptions\.OutOfDiskError$",
         message=r"No space left on device|Disk quota exceeded", retry_after=300,
     ),
     FailureRule(
         "another process was lost", Kind.RETRYABLE, "look at the process that ended first", echo=True, retry_after=0,
         message=r"Connection (closed by peer|reset by peer|refused)|Broken pipe|heartbeat monitor|Socket closed"
         r"|NCCL (error|communicator was aborted)|remote process exited|DistNetworkError|Timed out waiting",
+        exception=r"^tensorflow\..*\.(UnavailableError|AbortedError|CancelledError)$",
     ),
     FailureRule(
         "a collective timed out", Kind.RETRYABLE, "look for a rank that is slower than the rest or was lost",
         message=r"(collective|Watchdog caught|ProcessGroup).*time(d ?)?out|Timed out after \d+ms waiting",
+        exception=r"^tensorflow\..*\.DeadlineExceededError$",
         retry_after=30,
     ),
     FailureRule(
@@ -44,6 +48,47 @@ RULES: tuple[FailureRule, ...] = (
         "an error in the user's code", Kind.USER,
         "correct the code, then clear the task: it continues from the last checkpoint",
         exception=r"(^|\.)(TypeError|NameError|AttributeError|UnboundLocalError|NotImplementedError)$",
+    ),
+    FailureRule(
+        "too many trials failed", Kind.UNKNOWN, "read why the first trial failed", echo=True,
+        exception=r"^rallypoint\.frameworks\.ray\..*SweepFailedError$",
+    ),
+    FailureRule(
+        "no trial has a result", Kind.USER, "report the metric that the search optimises",
+        exception=r"^rallypoint\.frameworks\.ray\..*NoResultError$",
+        message=r"did not include the specified metric",
+    ),
+    FailureRule(
+        "the Ray cluster cannot be reached", Kind.RETRYABLE, "look whether the cluster runs, and correct the address",
+        exception=r"^rallypoint\.frameworks\.ray\..*ClusterUnreachableError$", retry_after=30,
+    ),
+    FailureRule(
+        "Ray is of another version there", Kind.USER, "install the cluster's versions of Ray and Python for the job",
+        message=r"Version mismatch: The cluster was started with",
+    ),
+    FailureRule(
+        "a Ray worker's environment could not be made", Kind.USER, "correct what the message names",
+        exception=r"^ray\.exceptions\.RuntimeEnvSetupError$",
+    ),
+    FailureRule(
+        "a Ray node was lost", Kind.RETRYABLE, "look at the node's end; the retry continues from the last checkpoint",
+        exception=r"^ray\.exceptions\.(NodeDiedError|LocalRayletDiedError|OwnerDiedError)$", retry_after=0,
+        message=r"\bnode (it was running on )?(has|was) (died|terminated)|marked dead because",
+    ),
+    FailureRule(
+        "a Ray worker was lost", Kind.RETRYABLE,
+        "the kernel kills what uses too much memory: look at the node's log, or give the workers more memory",
+        exception=r"^ray\.exceptions\.(ActorDiedError|ActorUnavailableError|RayActorError|WorkerCrashedError)$"
+        r"|^ray\.train\..*(WorkerHealthCheck(Failed|Timeout)|WorkerGroupStartup(Failed|Timeout))Error$", retry_after=10,
+    ),
+    FailureRule(
+        "Ray has too few resources", Kind.RETRYABLE, "add nodes, or ask for less", retry_after=60,
+        exception=r"(^|\.)(InsufficientClusterResourcesError|(Task|Actor)UnschedulableError|ObjectStoreFullError)$",
+    ),
+    FailureRule(
+        "the Ray cluster was lost", Kind.RETRYABLE, "look at the head's end; the retry continues", retry_after=30,
+        exception=r"^ray\.exceptions\.(RpcError|RaySystemError|ObjectLostError)$",
+        message=r"Failed to connect to GCS|GCS (server )?(has|is) (died|dead|unavailable)",
     ),
     FailureRule(
         "killed", Kind.RETRYABLE,
@@ -68,12 +113,22 @@ LOST = FailureRule(
 SILENT = FailureRule("ended without a word", Kind.UNKNOWN, "look for os._exit or a native crash at exit")
 PREFLIGHT = FailureRule("cannot run here", Kind.USER, "correct what the message names, then clear the task")
 LAUNCH = FailureRule("could not be launched", Kind.RETRYABLE, "see the message", retry_after=30)
+STOPPED = FailureRule("stopped", Kind.CANCELLED, "clear or run it again to start a new one")
+SERVICE_ENDED = FailureRule(
+    "the service ended by itself", Kind.RETRYABLE, "look at its last lines; a retry starts a new one", retry_after=0
+)
 BY_REASON = {
     "cancelled": FailureRule("cancelled", Kind.CANCELLED, "clear the task to continue from the last checkpoint"),
     "stalled": FailureRule(
         "stalled",
         Kind.RETRYABLE,
         "look at what the processes were waiting in; raise stall_timeout if it was busy",
+        retry_after=0,
+    ),
+    "lease expired": FailureRule(
+        "lease expired",
+        Kind.RETRYABLE,
+        "nobody waited for it or used it for that long: raise lease=, or see why the orchestrator was away",
         retry_after=0,
     ),
     "error": LAUNCH,

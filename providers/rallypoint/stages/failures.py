@@ -131,6 +131,7 @@ def explain(  # noqa: PLR0913 - each is known apart
     logs: str,
     silent: Sequence[str] = (),
     rules: tuple[FailureRule, ...] = (),
+    service: bool = False,
 ) -> FailureReport:
     """Return the report of an attempt that ended without success, without the last lines.
 
@@ -141,8 +142,11 @@ def explain(  # noqa: PLR0913 - each is known apart
         logs: The command that shows all logs.
         silent: Processes that never closed although nothing else failed.
         rules: The job's own rules, which come before the table's.
+        service: Whether it was to stay.
     """
     base = {"attempt": attempt, "logs": logs}
+    if service and status.reason == "cancelled":
+        return _report(table.STOPPED, message=status.message, **base)
     if status.reason in table.BY_REASON:
         return _report(table.BY_REASON[status.reason], message=status.message, **base)
     causes = _causes(view, status.processes, rules)
@@ -152,7 +156,8 @@ def explain(  # noqa: PLR0913 - each is known apart
         if silent:
             names = ", ".join(silent)
             return _report(table.SILENT, message=f"{names} ended with exit code 0 but never reported its end", **base)
-        return _report(table.UNKNOWN, message=status.message, **base)
+        ended = service and status.reason == "completed"
+        return _report(table.SERVICE_ENDED if ended else table.UNKNOWN, message=status.message, **base)
     (row, first), *rest = causes
     return _report(row, others=tuple(_one_line(other, cause) for other, cause in rest[:12]), **first, **base)
 

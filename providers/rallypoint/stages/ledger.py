@@ -1,4 +1,4 @@
-"""The durable record of a stage's attempts: small files in the store, each written once.
+"""The durable record of a stage's attempts: small files in the store, each but the lease written once.
 
 ::
 
@@ -8,6 +8,7 @@
     stages/<key>/attempts/000001/outcome.json   how it ended; the first to write it is believed
     stages/<key>/attempts/000001/turns/000001.json   a newer try took it over, or somebody asked for its end
     stages/<key>/attempts/000001/rerun.json     somebody asked for this stage to run again
+    stages/<key>/attempts/000001/lease.json     a service's lease, written again and again while somebody wants it
     stages/<key>/attempts/000001/events/        what its processes report
     stages/<key>/generations/000001/            checkpoints and artifacts
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from rallypoint.errors import StageNotFoundError, StoreError
 from rallypoint.launchers.base import Handle
 from rallypoint.spec.failure import FailureRule
+from rallypoint.spec.service import ServiceRef
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.outcome import Outcome
 
@@ -51,6 +53,9 @@ class Record:
         created: Seconds since the epoch.
         why: Why it was launched.
         failure_rules: The job's own rules for failures, as JSON: whoever concludes the attempt may not have the job.
+        service: Whether it is to stay and report that it is ready.
+        lease: Seconds of a service's lease.
+        uses: The services that it uses, as JSON: whoever watches it renews their leases.
     """
 
     number: int
@@ -65,6 +70,9 @@ class Record:
     created: float = field(default_factory=time.time)
     why: str = ""
     failure_rules: Sequence[Mapping[str, Any]] = ()
+    service: bool = False
+    lease: float | None = None
+    uses: Sequence[Mapping[str, Any]] = ()
 
 
 _RECORD_TYPES: Mapping[str, Any] = {
@@ -78,6 +86,9 @@ _RECORD_TYPES: Mapping[str, Any] = {
     "created": int | float,
     "why": str,
     "failure_rules": list | tuple,
+    "service": bool,
+    "lease": int | float | None,
+    "uses": list | tuple,
 }
 _NO_RECORD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # what reading anything else raises
 
@@ -167,7 +178,8 @@ class Ledger:
         if intent is None:
             return None
         intent.pop("v")
-        record = Record(**{**intent, "failure_rules": tuple(intent.get("failure_rules", ()))})
+        lists = {name: tuple(intent.get(name, ())) for name in ("failure_rules", "uses")}
+        record = Record(**{**intent, **lists})
         _check_record(record, number, self.key)
         turn = await self._turn(number) or _Turn(number=0, owner=record.owner)
         handle = await self._get(number, "handle")
@@ -237,6 +249,25 @@ class Ledger:
         """Have the next try run this stage again, as if a person had cleared it."""
         await self._create(number, "rerun", {"t": time.time()})
 
+    async def renew(self, number: int) -> bool:
+        """Renew the lease of a service's attempt.
+
+        Returns:
+            False if it has ended, or there is no such attempt: nothing is written then.
+        """
+        intent = await self._get(number, "intent")
+        if intent is None or await self._get(number, "outcome") is not None:
+            return False
+        # What is in it is for people. The supervisor looks whether it changes, so that no two clocks are compared.
+        lease = json.dumps({"v": 1, "t": time.time()}).encode()
+        await self.store.put(self.lease_path(number), lease)
+        return True
+
+    async def renewed(self, number: int) -> float | None:
+        """Return when an attempt's lease was last renewed, in seconds since the epoch; None if it never was."""
+        time_of = (await self._get(number, "lease") or {}).get("t")
+        return float(time_of) if isinstance(time_of, int | float) else None
+
     async def erase(self, numbers: Sequence[int]) -> None:
         """Delete the record of a stage, and last the entry by which it is listed, unless there are other attempts.
 
@@ -262,6 +293,10 @@ class Ledger:
     def events_prefix(self, number: int) -> str:
         """Return where an attempt's processes report."""
         return f"{self.key.path}/attempts/{number:06d}/events"
+
+    def lease_path(self, number: int) -> str:
+        """Return where an attempt's lease is renewed."""
+        return self._path(number, "lease")
 
     def data_prefix(self, generation: int) -> str:
         """Return where a generation's checkpoints and artifacts are."""
@@ -312,6 +347,8 @@ def _check_record(record: Record, number: int, key: StageKey) -> None:
             raise TypeError(msg)
     for rule in record.failure_rules:
         FailureRule.from_json(rule)
+    for ref in record.uses:
+        ServiceRef.from_json(ref)
 
 
 async def list_stages(store: Store) -> list[StageKey]:

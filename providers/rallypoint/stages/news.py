@@ -51,6 +51,8 @@ class Narrator:
         yield News(one_line(f"stage {stage}: {started.decision.why}"))
         place = one_line(record.launcher)
         yield News(f"attempt {record.id} (number {record.number}, generation {record.generation}) on {place}")
+        for name, url in (started.attempt.handle.links if started.attempt.handle else {}).items():
+            yield News(one_line(f"{name}: {url}"))
 
     def tell(self, update: Update) -> Iterator[News]:
         """Tell what is new."""
@@ -86,6 +88,9 @@ def _event(event: Event) -> Iterator[News]:
         text = f"{data.get('kind')} {data.get('name')} saved" + (f", {size:,} bytes" if isinstance(size, int) else "")
     elif event.kind == "link":
         text = f"{data.get('name')}: {data.get('url')}"
+    elif event.kind == "ready" and isinstance(data.get("address"), dict):
+        shown = ", ".join(f"{name}={value}" for name, value in data["address"].items())
+        text = f"ready: {shown}"
     elif event.kind == "failed" and not _is_repetition(event):
         rank = f"rank {data['rank']}" if "rank" in data else event.process
         what = ": ".join(str(data[key]) for key in ("signal", "exception", "message") if data.get(key))

@@ -66,13 +66,20 @@ class Outcome:
         )
 
 
-def judge(
-    status: Status, view: AttemptView, *, attempt: str, logs: str, rules: tuple[FailureRule, ...] = ()
+def judge(  # noqa: PLR0913 - each is known apart
+    status: Status,
+    view: AttemptView,
+    *,
+    attempt: str,
+    logs: str,
+    rules: tuple[FailureRule, ...] = (),
+    service: bool = False,
 ) -> Outcome:
     """Return the outcome of an attempt that is no longer running.
 
     It succeeded only if the launcher saw every process of the gang end with exit code 0, and every one of them, and
-    every rank of the last round, said itself that it closed with 0.
+    every rank of the last round, said itself that it closed with 0; but for those that the gang may lose. A service
+    never succeeds: one that ends by itself has failed, whatever its exit codes, and one that was stopped is cancelled.
 
     Args:
         status: What the launcher knows of its end.
@@ -80,12 +87,14 @@ def judge(
         attempt: The attempt's id.
         logs: The command that shows all logs.
         rules: The job's own rules for failures.
+        service: Whether it was to stay.
     """
     silent = _silent(status, view)
     whole = status.phase is Phase.ENDED and status.reason == "completed" and bool(status.processes)
-    if whole and not silent and all(end.exit_code == 0 for end in status.processes):
+    good = all(end.exit_code == 0 or end.tolerated for end in status.processes)
+    if not service and whole and not silent and good:
         return Outcome(state=State.SUCCEEDED, result=view.result, metrics=view.metrics, artifacts=view.artifacts)
-    report = explain(status, view, attempt=attempt, logs=logs, silent=silent, rules=rules)
+    report = explain(status, view, attempt=attempt, logs=logs, silent=silent, rules=rules, service=service)
     state = State.FAILED
     if status.phase is Phase.LOST:
         state = State.LOST

@@ -63,12 +63,34 @@ class Decision:
     why: str = ""
 
 
+def wanted(
+    asked: Intent, *, cleared: bool = False, forgotten: bool = False, service: bool = False, changed: bool = False
+) -> Intent:
+    """Return what is wanted of a stage that has an attempt.
+
+    A clear asks for a rerun, but for a service that did not change: an orchestrator clears a set-up task together with
+    any task between it and its teardown. So the clear says that one user of the service is to run again, and others
+    may be using it in this moment.
+
+    Args:
+        asked: What the try itself asks for.
+        cleared: Whether the orchestrator counts more explicit re-runs than when the last attempt started.
+        forgotten: Whether a person asked for this stage by name to run again.
+        service: Whether the stage's job is a service.
+        changed: Whether the job's fingerprint differs from the last attempt's.
+    """
+    if forgotten or (cleared and (changed or not service)):
+        return Intent.RERUN
+    return asked
+
+
 def decide(
     last: State,
     intent: Intent,
     *,
     changed: tuple[str, ...] = (),
     resume: Resume = Resume.IF_SAME_WORK,
+    service: bool = False,
 ) -> Decision:
     """Return what to do with a stage, given its last attempt and what is wanted.
 
@@ -77,15 +99,21 @@ def decide(
         intent: What the orchestrator wants.
         changed: The parts of the job's fingerprint that differ from the last attempt's.
         resume: When checkpoints may be used.
+        service: Whether the stage's job is a service, which has no checkpoints and never succeeds: live, it is ready or
+            about to be.
 
     Returns:
         The decision. See "The five promises" in DESIGN, promise 2: its table is this function's test.
     """
     if last is State.NONE:
         return Decision(Action.LAUNCH, why="first attempt")
+    return _decide_service(last, intent, changed) if service else _decide_job(last, intent, changed, resume)
+
+
+def _decide_job(last: State, intent: Intent, changed: tuple[str, ...], resume: Resume) -> Decision:
+    if last is State.SUCCEEDED and intent is Intent.CONTINUE:
+        return Decision(Action.RETURN, why="an earlier attempt succeeded: its result is returned, nothing runs")
     if last is State.SUCCEEDED:
-        if intent is Intent.CONTINUE:
-            return Decision(Action.RETURN, why="an earlier attempt succeeded: its result is returned, nothing runs")
         return Decision(Action.LAUNCH, why="run again after a success: from scratch, in a new generation")
     going = last in (State.LIVE, State.PENDING)
     if intent is Intent.CONTINUE and last is State.LIVE:
@@ -97,7 +125,24 @@ def decide(
     return Decision(Action.LAUNCH, stop_first=going, from_checkpoint=keep, why=stopped + why)
 
 
-_HOW = {State.FAILED: "failed", State.CANCELLED: "was cancelled", State.LOST: "was lost"}
+_HOW = {
+    State.FAILED: "failed",
+    State.CANCELLED: "was cancelled",
+    State.LOST: "was lost",
+    State.SUCCEEDED: "succeeded",
+}
+
+
+def _decide_service(last: State, intent: Intent, changed: tuple[str, ...]) -> Decision:
+    if intent is Intent.CONTINUE and last is State.LIVE:
+        return Decision(Action.REATTACH, why="the service of an earlier try is still there: reattached")
+    if intent is Intent.CONTINUE and last is State.PENDING and not changed:
+        return Decision(Action.FINISH_LAUNCH, why="an earlier try ended before its launch was known: finishing it")
+    if last in (State.LIVE, State.PENDING):
+        words = f", because it changed: {', '.join(changed)}" if changed else ""
+        return Decision(Action.LAUNCH, stop_first=True, why=f"the running service is stopped, a new one starts{words}")
+    how = "was stopped" if last is State.CANCELLED else _HOW[last]
+    return Decision(Action.LAUNCH, why=f"the last service {how}: a new one starts")
 
 
 def _may_resume(changed: tuple[str, ...], resume: Resume) -> tuple[bool, str]:

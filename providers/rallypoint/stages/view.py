@@ -15,6 +15,7 @@ _MAX_FAILURES = 200  # a gang of thousands can fail at once; the first ones tell
 _MAX_LINES = 1_000  # metrics, artifacts and links that are kept
 _MAX_NAME = 200  # characters of a name
 _MAX_TEXT = 2_000  # characters of a URI, or of any other value but the result
+_MAX_ADDRESS = 16_000  # characters of a service's address, which travels from stage to stage
 _MAX_NUMBER = 1 << 53  # what every reader of JSON takes
 
 
@@ -59,6 +60,7 @@ class AttemptView:
     links: dict[str, str] = field(default_factory=dict)
     checkpoint: dict[str, Any] | None = None
     result: Any = None
+    ready: dict[str, Any] | None = None
     failures: list[Event] = field(default_factory=list)
 
     def apply(self, events: Iterable[Event]) -> None:
@@ -138,6 +140,11 @@ class AttemptView:
 
     def _on_result(self, event: Event) -> None:
         self.result = event.data.get("value")
+
+    def _on_ready(self, event: Event) -> None:
+        address = event.data.get("address")
+        if isinstance(address, dict) and len(json.dumps(address)) <= _MAX_ADDRESS:
+            self.ready = address
 
     def _on_failed(self, event: Event) -> None:
         if len(self.failures) < _MAX_FAILURES:

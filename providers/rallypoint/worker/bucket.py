@@ -66,6 +66,19 @@ class Bucket:
         """Write an object, replacing an older one."""
         self._run("write", path, lambda: self._obstore.put(self._store, path, data))
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object unless there is one, and return whether this call wrote it."""
+        exists = importlib.import_module("obstore.exceptions").AlreadyExistsError
+
+        def write() -> bool:
+            try:
+                self._obstore.put(self._store, path, data, mode="create")
+            except exists:
+                return False
+            return True
+
+        return bool(self._run("write", path, write))
+
     def upload(self, source: str, path: str) -> None:
         """Write a local file's content as an object."""
         with open(source, "rb") as file:

@@ -1,6 +1,6 @@
-"""What a process of a gang knows of its stage: one JSON file, named by an environment variable.
+"""What a process of a gang knows of its stage: one JSON object, in a file or by value, from an environment variable.
 
-The file holds no secret. The launcher sets the variables; everything else comes from the orchestrator.
+The object holds no secret. The launcher sets the variables; everything else comes from the orchestrator.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STAGE_FILE = "RALLYPOINT_STAGE_FILE"  # path of the JSON file below
+STAGE = "RALLYPOINT_STAGE"  # its text instead, for processes on hosts that do not see the attempt's folder
 EVENTS_URI = "RALLYPOINT_EVENTS"  # where event files go: a file:// folder or a bucket prefix
+LEASE_URI = "RALLYPOINT_LEASE"  # a service's lease: the file:// path or the bucket's object that is renewed
 LOGS_DIR = "RALLYPOINT_LOGS"  # where a process keeps its own output; unset where the platform captures it
 ATTEMPT_ID = "RALLYPOINT_ATTEMPT"  # the attempt's id
 # The attempt's folder on this host: it marks every process of an attempt, so that a straggler can be told. The id alone
 # would not do: two Airflows on one host may run the same DAG for the same date.
 RUN_DIR = "RALLYPOINT_RUN_DIR"
 PROCESS = "RALLYPOINT_PROCESS"  # the name of the gang's process, such as "agent-0"
+RESTART = "RALLYPOINT_RESTART"  # how often a rank's world was started anew, where it is not torchrun that counts
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Placement:
 
     @classmethod
     def from_environment(cls) -> Placement:
-        """Read the variables that torchrun sets; a process outside of it is rank 0 of 1."""
+        """Read the variables that torchrun and Rallypoint's drivers set; a process without them is rank 0 of 1."""
 
         def number(name: str, default: int) -> int:
             value = os.environ.get(name, "")
@@ -42,7 +45,7 @@ class Placement:
             rank=number("RANK", 0),
             local_rank=number("LOCAL_RANK", 0),
             world_size=number("WORLD_SIZE", 1),
-            restart=number("TORCHELASTIC_RESTART_COUNT", 0),
+            restart=number(RESTART, number("TORCHELASTIC_RESTART_COUNT", 0)),
         )
 
 
@@ -59,6 +62,7 @@ class StageContext:
         params: The user's own JSON values.
         data_uri: Where the generation keeps checkpoints and artifacts.
         keep_checkpoints: How many checkpoints to keep.
+        store_uri: The root of the store, for what outlives a stage; the empty string from an older orchestrator.
     """
 
     stage: tuple[str, ...]
@@ -69,6 +73,7 @@ class StageContext:
     data_uri: str
     params: dict[str, Any] = field(default_factory=dict)
     keep_checkpoints: int = 3
+    store_uri: str = ""
 
     def to_json(self) -> str:
         """Return the file's text."""
@@ -76,12 +81,15 @@ class StageContext:
 
     @classmethod
     def from_environment(cls) -> StageContext | None:
-        """Read the file that the launcher named; None outside of a stage."""
-        path = os.environ.get(STAGE_FILE)
-        if not path:
+        """Read the object that the launcher or a driver named; None outside of a stage."""
+        text, path = os.environ.get(STAGE), os.environ.get(STAGE_FILE)
+        if text:
+            values = json.loads(text)
+        elif path:
+            with open(path, encoding="utf-8") as file:
+                values = json.load(file)
+        else:
             return None
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
         values.pop("v")
         return cls(**{**values, "stage": tuple(values["stage"])})
 

@@ -1,10 +1,10 @@
 """Event lines: how a job answers the orchestrator.
 
 One file per process, one JSON object per line, versioned (``"v": 1``). The kinds are ``opened``, ``progress``,
-``metrics``, ``artifact``, ``link``, ``result``, ``failed`` and ``closed``; a reader ignores a kind that it does not
-know. Of progress and metrics a process writes some ten lines a second at the most (`rallypoint.worker.reports`). On a
-bucket, which cannot append, a process uploads the current part of its lines every other second, whole, and begins a new
-part when it is large.
+``metrics``, ``artifact``, ``link``, ``result``, ``ready`` (of a service, with its ``address``), ``failed`` and
+``closed``; a reader ignores a kind that it does not know. Of progress and metrics a process writes some ten lines a
+second at the most (`rallypoint.worker.reports`). On a bucket, which cannot append, a process uploads the current part
+of its lines every other second, whole, and begins a new part when it is large.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ def run(  # noqa: PLR0913 - each names one thing that differs between the driver
     kind: str = "process",
     primary: bool = True,
     own_log: bool = False,
+    own_parent: bool = True,
     explain: Callable[[BaseException], list[dict[str, Any]]] | None = None,
 ) -> int:
     """Run `body` as a process of the gang and report on it.
@@ -60,13 +61,15 @@ def run(  # noqa: PLR0913 - each names one thing that differs between the driver
         kind: ``process`` for one that the launcher started, ``rank`` for one started inside the job.
         primary: Whether this process's return value is the stage's result.
         own_log: Redirect standard output and error into a log file of this name.
+        own_parent: Have the kernel kill this process when its parent dies; not where a framework starts its workers.
         explain: Turns an exception into further ``failed`` events, such as one per dead rank.
 
     Returns:
         The exit code for `sys.exit`.
     """
     global _writer  # noqa: PLW0603 - a process has one writer, and `stage()` needs it
-    die_with_parent()
+    if own_parent:
+        die_with_parent()
     if own_log:
         _redirect_output(name)
     _listen_for_stack_dumps()
@@ -107,13 +110,13 @@ def _run_reported(
     except SystemExit as error:
         code = _exit_code(error.code)
         if code:
-            events.write("failed", kind=kind, **_describe(error, message=f"the code called sys.exit({error.code!r})"))
+            events.write("failed", kind=kind, **describe(error, message=f"the code called sys.exit({error.code!r})"))
         return code
     except BaseException as error:  # noqa: BLE001 - whatever ends the user's code is reported, then ends the process
         causes = explain(error) if explain else []
         for cause in causes:
             events.write("failed", **cause)
-        events.write("failed", kind=kind, secondary=bool(causes), **_describe(error))
+        events.write("failed", kind=kind, secondary=bool(causes), **describe(error))
         text = f"{type(error).__name__}: the causes are in the log of each process" if causes else _traceback(error)
         print(text, file=sys.stderr)  # noqa: T201 - the process's own log
         return 1
@@ -161,7 +164,8 @@ def _exit_code(code: object) -> int:
     return code if isinstance(code, int) else 1
 
 
-def _describe(error: BaseException, *, message: str | None = None) -> dict[str, Any]:
+def describe(error: BaseException, *, message: str | None = None) -> dict[str, Any]:
+    """Return what a ``failed`` event says of an exception: its name, message and traceback, and where it was raised."""
     kind = type(error)
     where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     text = _traceback(error)

@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from rallypoint.worker.context import Placement, StageContext
+from rallypoint.worker.mirror import Mirror
 from rallypoint.worker.process import to_json_value, writer
 from rallypoint.worker.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rallypoint.worker.events import EventWriter
+
 _CHECKPOINTS = "checkpoints"
 _ARTIFACTS = "artifacts"
+_TENSORBOARD = "tensorboard"
+_installed: Stage | None = None
 
 
 class Stage:
@@ -39,6 +44,7 @@ class Stage:
         self._placement = placement
         self._data_uri = data_uri
         self._opened: Storage | None = None
+        self._mirror: Mirror | None = None
 
     # What is known at the start -------------------------------------------------------------------------------------
 
@@ -87,6 +93,23 @@ class Stage:
         """The root of what the stage's generation keeps; the same for every attempt of the generation."""
         return self._data_uri
 
+    @property
+    def tensorboard_dir(self) -> str:
+        """A local folder for TensorBoard's event files, whatever writes them.
+
+        Scalars that are written there appear as curves on the stage's page, and ``rallypoint tensorboard`` opens all of
+        it. It is the same for every attempt of the generation, so a resumed training goes on in the same curves. Let
+        rank 0 write, or give each rank a subfolder, which TensorBoard shows as a run of its own.
+
+        Of a ``file://`` store it is the generation's own folder. For a bucket it is a folder on this host that is
+        copied there every 15 s and at the end of the process: few frameworks write event files to every kind of bucket.
+        """
+        if self._data_uri.startswith("file://"):
+            return _local_or_uri(self._data_uri, _TENSORBOARD)
+        if self._mirror is None:
+            self._mirror = Mirror(f"{self._data_uri}/{_TENSORBOARD}")
+        return self._mirror.folder
+
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     @property
@@ -133,7 +156,7 @@ class Stage:
         size = _size(folder)
         name = f"step-{number:012d}"
         uri = self._storage.commit(folder, f"{_CHECKPOINTS}/{name}")
-        writer().write(
+        self._events.write(
             "artifact",
             kind="checkpoint",
             name=name,
@@ -182,7 +205,7 @@ class Stage:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
             size = _size(folder)
             uri = self._storage.commit(folder, f"{_ARTIFACTS}/{name}")
-        writer().write("artifact", kind="artifact", name=name, uri=uri, bytes=size)
+        self._events.write("artifact", kind="artifact", name=name, uri=uri, bytes=size)
         return uri
 
     def report(self, *, step: int | None = None, total: int | None = None, unit: str = "step", **metrics: Any) -> None:
@@ -204,11 +227,11 @@ class Stage:
             return
         values = to_json_value(metrics)
         most = None if total is None else int(total)
-        writer().report(values, {} if step is None else {"step": int(step), "total": most, "unit": unit})
+        self._events.report(values, {} if step is None else {"step": int(step), "total": most, "unit": unit})
 
     def link(self, name: str, url: str) -> None:
         """Show a link, such as a dashboard's, in the orchestrator's UI while the stage runs."""
-        writer().write("link", name=name, url=url)
+        self._events.write("link", name=name, url=url)
 
     def result(self, value: Any) -> None:
         """Set the stage's result, for scripts and modules; a function returns it. Rank 0's counts.
@@ -217,7 +240,11 @@ class Stage:
             NotJSONError: JSON cannot hold it.
         """
         if self.rank == 0:
-            writer().write("result", value=to_json_value(value))
+            self._events.write("result", value=to_json_value(value))
+
+    @property
+    def _events(self) -> EventWriter:
+        return writer()
 
     @property
     def _storage(self) -> Storage:
@@ -250,8 +277,21 @@ def _size(folder: str) -> int:
 @lru_cache(maxsize=1)
 def stage() -> Stage:
     """Return this process's stage; outside of one, a stand-in on which every call works and keeps nothing."""
+    if _installed is not None:
+        return _installed
     context = StageContext.from_environment()
     placement = Placement.from_environment()
     if context is not None:
         return Stage(context, placement, context.data_uri)
     return Stage(None, placement, "file://" + tempfile.mkdtemp(prefix="rallypoint-local-"))
+
+
+def install(replacement: Stage | None) -> None:
+    """Have `stage` return another one in this process; for drivers whose framework has trials or workers of its own.
+
+    Args:
+        replacement: The stage; None for the one that the environment says, read anew.
+    """
+    global _installed  # noqa: PLW0603 - a process has one stage
+    _installed = replacement
+    stage.cache_clear()

@@ -26,6 +26,7 @@ import time
 from typing import Any
 
 from rallypoint.worker import faults, hostprocs
+from rallypoint.worker.lease import LeaseWatch
 
 HEARTBEAT = 2.0  # seconds
 TICK = 0.25  # seconds
@@ -48,6 +49,9 @@ class Supervisor:
         self.children: dict[int, str] = {}
         self.ends: dict[str, dict[str, Any]] = {}
         self.first_failure: str | None = None
+        self._roles = {process["name"]: process.get("role", "") for process in self.spec["processes"]}
+        self._may_lose: dict[str, int] = dict(self.spec.get("may_lose") or {})
+        self.tolerated: set[str] = set()
         self._last_beat = 0.0
         self._pid = os.getpid()
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -85,6 +89,7 @@ class Supervisor:
                         **self.ends.get(name, {"exit_code": None, "signal": None}),
                         "host": host,
                         "first": name == self.first_failure,
+                        "tolerated": name in self.tolerated,
                     }
                     for name in (process["name"] for process in self.spec["processes"])
                 ],
@@ -92,7 +97,9 @@ class Supervisor:
         )
 
     def _start(self) -> None:
-        ports = {f"${{rallypoint:port.{name}}}": str(free_port()) for name in self.spec["ports"]}
+        names = self.spec["ports"]
+        free = zip(names, free_ports(len(names)), strict=True)
+        ports = {f"${{rallypoint:port.{name}}}": str(port) for name, port in free}
         for process in self.spec["processes"]:
             argv = [_replace(word, ports) for word in process["argv"]]
             # The supervisor's own environment is the job's base: it holds the secrets, which no file does.
@@ -119,6 +126,8 @@ class Supervisor:
             os._exit(1)
 
     def _watch(self) -> tuple[str, str]:
+        # Every process has been started: from here on this one may have further threads.
+        lease = LeaseWatch(**self.spec["lease"]) if self.spec.get("lease") else None
         while True:
             faults.reach("supervisor-running")
             self._beat()
@@ -135,6 +144,9 @@ class Supervisor:
             if received and received.si_signo != signal.SIGCHLD:
                 self._terminate(float(self.spec["grace"]))
                 return "terminated", f"the supervisor received {signal.Signals(received.si_signo).name}"
+            if lease is not None and lease.expired:
+                self._terminate(float(self.spec["grace"]))
+                return "lease expired", f"nobody renewed its lease for {lease.seconds:g} s"
             stalled = self._silent_for()
             if stalled is not None:
                 message = (
@@ -161,8 +173,17 @@ class Supervisor:
                 "signal": signal_name(-code) if code < 0 else None,
                 "t": time.time(),
             }
-            if code != 0 and self.first_failure is None:
+            if code != 0 and self.first_failure is None and not self._tolerates(name):
                 self.first_failure = name
+
+    def _tolerates(self, name: str) -> bool:
+        """Return whether the gang goes on without a process that failed, and count it."""
+        role = self._roles[name]
+        if self._may_lose.get(role, 0) < 1:
+            return False
+        self._may_lose[role] -= 1
+        self.tolerated.add(name)
+        return True
 
     def _terminate(self, grace: float) -> None:
         """Ask the gang's processes to end, which forward it to theirs, and kill what is left after the grace."""
@@ -248,11 +269,13 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def free_port() -> int:
-    """Return a port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Return different ports of the loopback interface that are free now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def write_json(path: str, value: dict[str, Any], *, exclusive: bool = False, durable: bool = True) -> None:
