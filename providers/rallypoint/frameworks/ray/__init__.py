@@ -1,0 +1,1 @@
+"""Ray: jobs, Train, Tune and Serve as stages."""

@@ -1,0 +1,18 @@
+"""Ray Serve: declarative deploys that restore what was there when they fail.
+
+================  ======================================================================
+``job``           the jobs, as pure data
+``driver``        runs one of them: a process that needs the standard library only
+``deploy``        apply, wait, probe, restore: the order of steps
+``client``        the dashboard's REST API over plain HTTP
+``live``          what the cluster says of its applications
+``merge``         one application's config among the others'
+``blame``         which replica failed, with which lines of its log
+``probe``         one request to a deployed application
+``packages``      local code, zipped and uploaded
+``history``       the configs that were applied, which Ray does not keep
+``lease``         one deploy at a time
+``records``       small objects in the store, some of them created only once
+``termination``   SIGTERM as an exception, but not in the middle of a write
+================  ======================================================================
+"""

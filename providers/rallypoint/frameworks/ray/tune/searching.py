@@ -1,0 +1,96 @@
+"""Turns a search as data into Ray Tune's and Optuna's own objects."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rallypoint.frameworks.ray.tune.space import Choice, Grid, Normal, RandInt, Uniform, domain_from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_TIME = "training_iteration"
+
+
+def ray_domain(value: Any) -> Any:
+    """Return a domain of ours as Ray Tune's."""
+    tune = importlib.import_module("ray.tune")
+    if isinstance(value, Grid):
+        return tune.grid_search(list(value.values))
+    if isinstance(value, Choice):
+        return tune.choice(list(value.values))
+    if isinstance(value, Normal):
+        return tune.randn(value.mean, value.sd)
+    bounds = (value.lower, value.upper)
+    name = ("log" if value.log else "") + ("randint" if isinstance(value, RandInt) else "uniform")
+    if value.q is None:
+        return getattr(tune, name)(*bounds)
+    return getattr(tune, f"q{name}")(*bounds, value.q)
+
+
+def optuna_distribution(value: Any) -> Any:
+    """Return a domain of ours as Optuna's."""
+    distributions = importlib.import_module("optuna.distributions")
+    if isinstance(value, Choice):
+        return distributions.CategoricalDistribution(list(value.values))
+    if isinstance(value, RandInt):
+        step = 1 if value.log else value.q or 1
+        return distributions.IntDistribution(value.lower, value.upper - 1, log=value.log, step=step)
+    return distributions.FloatDistribution(value.lower, value.upper, log=value.log, step=None if value.log else value.q)
+
+
+def search_algorithm(
+    settings: Mapping[str, Any],
+    domains: Mapping[str, Any],
+    sweep: int,
+    known: Sequence[tuple[Mapping[str, Any], float]],
+) -> Any:
+    """Return the search algorithm.
+
+    Args:
+        settings: The job's.
+        domains: The domains, as ours.
+        sweep: The number of this sweep of the stage, from 1: a later one draws other values.
+        known: What earlier sweeps found: values, and the metric that came of them.
+    """
+    seed = None if settings["seed"] is None else settings["seed"] + sweep - 1
+    points = [dict(point) for point in settings["points_to_evaluate"]] if sweep == 1 else []
+    if settings["search"] != "optuna":
+        generator = importlib.import_module("ray.tune.search.basic_variant").BasicVariantGenerator
+        limit = settings["max_concurrent_trials"] or 0
+        return generator(points_to_evaluate=points or None, random_state=seed, max_concurrent=limit)
+    module = importlib.import_module("ray.tune.search.optuna")
+    space = {name: optuna_distribution(value) for name, value in domains.items()}
+    learned: dict[str, Any] = {"points_to_evaluate": points} if points else {}
+    if known:
+        learned = {
+            "points_to_evaluate": [{name: config[name] for name in domains} for config, _ in known],
+            "evaluated_rewards": [value for _, value in known],
+        }
+    return module.OptunaSearch(space=space, metric=settings["metric"], mode=settings["mode"], seed=seed, **learned)
+
+
+def scheduler(settings: Mapping[str, Any] | None) -> Any:
+    """Return Ray Tune's scheduler; None for none."""
+    if settings is None:
+        return None
+    fields = dict(settings)
+    kind = fields.pop("kind")
+    schedulers = importlib.import_module("ray.tune.schedulers")
+    if kind == "asha":
+        return schedulers.ASHAScheduler(time_attr=_TIME, stop_last_trials=False, **fields)
+    if kind == "hyperband":
+        return schedulers.HyperBandScheduler(time_attr=_TIME, stop_last_trials=False, **fields)
+    if kind == "median_stopping":
+        return schedulers.MedianStoppingRule(time_attr=_TIME, **fields)
+    mutations = {name: ray_domain(domain_from_json(each)) for name, each in fields.pop("mutations").items()}
+    return schedulers.PopulationBasedTraining(time_attr=_TIME, hyperparam_mutations=mutations, **fields)
+
+
+def split(space: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the domains and the constants of a space that `space_to_json` described."""
+    values = {name: domain_from_json(each) for name, each in space.items()}
+    kinds = Choice | Grid | Normal | RandInt | Uniform
+    domains = {name: each for name, each in values.items() if isinstance(each, kinds)}
+    return domains, {name: each for name, each in values.items() if name not in domains}

@@ -1,0 +1,158 @@
+"""In the driver, beside Ray Tune's loop: says how far the sweep is, and keeps whole copies of its record."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback, Stopper  # noqa: TID253 - this module is imported in the job's driver alone
+
+from rallypoint.worker import process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DONE, FAILED, RUNNING = "TERMINATED", "ERROR", "RUNNING"  # Ray Tune's words
+_COPY = ".rallypoint-record"  # beside the folder of a sweep
+_INTERVAL = 2.0  # seconds between two copies
+_TORN = (".json", ".pkl")
+
+
+class Watch(Callback):
+    """Reports the sweep's progress: trials done, running and failed, and the best so far.
+
+    Args:
+        total: How many trials there will be.
+        before: How many earlier sweeps of this stage have done.
+        metric: The metric that is optimised.
+        mode: ``"min"`` or ``"max"``.
+        copy_to: The folder for copies of the record; None where the store needs none.
+    """
+
+    def __init__(self, total: int, before: int, metric: str, mode: str, copy_to: Path | None) -> None:
+        self._total, self._before, self._metric, self._copy_to = total, before, metric, copy_to
+        self._sign = 1 if mode == "min" else -1
+        self._said: tuple[Any, ...] = ()
+        self._copied = 0.0
+        self._changed = False
+
+    def on_step_end(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """Report if something has changed."""
+        counts = {status: sum(trial.status == status for trial in trials) for status in (DONE, FAILED, RUNNING)}
+        best = min(filter(None, map(self._score, trials)), key=lambda each: each[0], default=None)
+        reports = sum((trial.last_result or {}).get("training_iteration") or 0 for trial in trials)
+        said = (*counts.values(), reports)
+        if said != self._said:
+            self._said, self._changed = said, True
+            metrics: dict[str, Any] = {"running": counts[RUNNING], "failed": counts[FAILED], "reports": reports}
+            if best:
+                metrics[f"best_{self._metric}"] = best[0] * self._sign
+                metrics |= {f"best_{name}": _plain(value) for name, value in best[1].items()}
+            done = self._before + counts[DONE] + counts[FAILED]
+            process.writer().report(metrics, {"step": done, "total": self._total, "unit": "trial"})
+        if self._copy_to and self._changed and time.monotonic() - self._copied > _INTERVAL and trials:
+            self._changed, self._copied = False, time.monotonic()
+            keep_record(Path(trials[0].storage.experiment_driver_staging_path), self._copy_to)
+
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """Say which values a trial was given."""
+        _say(f"trial {trial.trial_id} starts: {json.dumps(trial.config, default=str)}")
+
+    def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """Say what came of a trial."""
+        last = trial.last_result or {}
+        _say(f"trial {trial.trial_id} ended after {last.get('training_iteration')} reports: "
+             f"{self._metric}={last.get(self._metric)}")  # fmt: skip
+
+    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """Say that a trial failed."""
+        _say(f"trial {trial.trial_id} failed")
+        TooManyFailed.seen += 1
+
+    def _score(self, trial: Any) -> tuple[float, Mapping[str, Any]] | None:
+        value = (trial.last_result or {}).get(self._metric)
+        if trial.status == FAILED or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        return value * self._sign, trial.config
+
+
+class TooManyFailed(Stopper):
+    """Stops the sweep when more trials have failed than may.
+
+    Args:
+        most: How many may fail; None for any number.
+    """
+
+    seen = 0  # of this process
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+
+    def __call__(self, *_: object) -> bool:
+        """Return whether one trial is to be stopped: never by this rule."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether every trial is to be stopped."""
+        return self._most is not None and self.seen > self._most
+
+
+def copies_of(sweep: Path) -> Path:
+    """Return the folder of the copies of a sweep's record."""
+    return sweep.with_name(f"{_COPY}-{sweep.name}")
+
+
+def keep_record(source: Path, target: Path) -> None:
+    """Copy the files of a record. Ray Tune has just written them, and writes the next ones in this thread."""
+    target.mkdir(exist_ok=True)
+    for path in _files(source):
+        with suppress(FileNotFoundError):
+            _put(path, target / path.name)
+
+
+def mend_record(sweep: Path) -> None:
+    """Put copies back where a killed driver left half of a file of a sweep's record."""
+    for path in _files(sweep):
+        copy = copies_of(sweep) / path.name
+        if not _is_whole(path):
+            if copy.exists():
+                _put(copy, path)
+            else:
+                path.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix in _TORN and path.is_file()] if folder.is_dir() else []
+
+
+def _put(source: Path, target: Path) -> None:
+    draft = target.with_name(f"{target.name}.tmp")
+    shutil.copyfile(source, draft)
+    draft.replace(target)
+
+
+def _is_whole(path: Path) -> bool:
+    data = path.read_bytes()
+    if path.suffix == ".pkl":
+        return data.endswith(b".")  # the opcode that ends a pickle
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return process.to_json_value(value)
+    except process.NotJSONError:
+        return str(value)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the stage's log

@@ -1,0 +1,174 @@
+"""Ray Train as a stage, on Ray itself: it continues, and it says which rank failed first."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from rallypoint import Function, RayTrain
+from rallypoint.launchers.registry import open_launcher
+from rallypoint.spec.failure import Kind
+from rallypoint.stages.attempt import Request
+from rallypoint.stages.engine import Engine
+from rallypoint.stages.key import StageKey
+from rallypoint.stages.rule import State
+from rallypoint.stages.store import Store
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+INTERVAL = timedelta(seconds=0.1)
+DEADLINE = 240.0  # seconds that a Ray may take to start on a busy machine
+
+
+async def finish(engine, started):
+    return [update async for update in engine.watch(started.attempt, interval=INTERVAL)][-1]
+
+
+async def run(engine, job, owner="try-1"):
+    return await finish(engine, await engine.start(job, Request(owner=owner)))
+
+
+def entry(call, *args, **kwargs):
+    return Function(call, args, kwargs, by_value=True)
+
+
+def steps(folder, name):
+    return [int(line) for line in Path(folder, name).read_text().split()]
+
+
+def with_stage(folder, epochs):
+    """Train with ``stage()`` as under torchrun; rank 1 is killed at epoch 2 of its first life."""
+    import os
+    import signal
+    from pathlib import Path
+
+    import torch
+    import torch.distributed as dist
+
+    import rallypoint
+
+    stage = rallypoint.stage()
+    assert (stage.rank, stage.world_size) == (dist.get_rank(), dist.get_world_size())
+    start, checkpoint = 0, stage.latest_checkpoint()
+    if checkpoint:
+        start = torch.load(Path(checkpoint, "state.pt"))["epoch"]
+    with Path(folder, f"rank-{stage.rank}").open("a") as file:
+        file.write(f"{start}\n")
+    for epoch in range(start + 1, epochs + 1):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        state = {"epoch": epoch}
+        stage.save_checkpoint(lambda target, state=state: torch.save(state, Path(target, "state.pt")), step=epoch)
+        stage.report(step=epoch, total=epochs, loss=1 / epoch)
+        dist.barrier()
+        if epoch == 2 and stage.rank == 1 and start == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return {"sum": total, "from": start, "local_rank": stage.local_rank}
+
+
+def with_ray(folder, epochs):
+    """Train with Ray Train's own calls; wait at epoch 3 while the file ``hold`` is there."""
+    import json
+    import tempfile
+    import time
+    from pathlib import Path
+
+    import ray.train
+
+    start, checkpoint = 0, ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as found:
+            start = json.loads(Path(found, "state.json").read_text())["epoch"]
+    for epoch in range(start + 1, epochs + 1):
+        while epoch == 3 and Path(folder, "hold").exists():
+            Path(folder, "waits").touch()
+            time.sleep(0.1)
+        with Path(folder, "epochs").open("a") as file:
+            file.write(f"{epoch}\n")
+        with tempfile.TemporaryDirectory() as target:
+            Path(target, "state.json").write_text(json.dumps({"epoch": epoch}))
+            ray.train.report({"epoch": epoch, "loss": 1 / epoch}, checkpoint=ray.train.Checkpoint(target))
+
+
+def raises(folder):
+    import rallypoint
+
+    if rallypoint.stage().rank == 1:
+        None.shape  # noqa: B018
+    import time
+
+    time.sleep(60)
+
+
+def boosts():
+    import numpy as np
+    import xgboost
+    from ray.train import get_context
+
+    rng = np.random.default_rng(get_context().get_world_rank())
+    rows = rng.normal(size=(200, 3))
+    data = xgboost.DMatrix(rows, label=(rows[:, 0] > 0).astype(float))
+    model = xgboost.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, num_boost_round=3)
+    return {"trees": model.num_boosted_rounds(), "workers": get_context().get_world_size()}
+
+
+async def test_a_killed_worker_is_replaced_and_training_goes_on_from_the_checkpoint(engine, tmp_path, jobs_left):
+    update = await run(engine, RayTrain(entry(with_stage, str(tmp_path), 3), num_workers=2, max_failures=1))
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert update.outcome.result == {"sum": 2.0, "from": 2, "local_rank": 0}
+    assert steps(tmp_path, "rank-0") == steps(tmp_path, "rank-1") == [0, 2]
+    assert await engine.ledger.numbers() == [1]
+    assert {"driver-0", "rank-0.r0", "rank-1.r0", "rank-0.r1", "rank-1.r1"} == set(update.view.processes)
+    assert (update.view.step, update.view.total, update.view.checkpoint["step"]) == (3, 3, 3)
+    assert jobs_left() == {}
+
+
+async def test_a_killed_attempt_is_continued_by_ray_trains_own_restore(engine, tmp_path, until, jobs_left):
+    (tmp_path / "hold").touch()
+    job = RayTrain(entry(with_ray, str(tmp_path), 4), num_workers=1, dashboard=False)
+    started = await engine.start(job, Request(owner="try-1"))
+    await until((tmp_path / "waits").exists, deadline=DEADLINE)
+    driver = next(pid for pid, line in jobs_left().items() if "frameworks.ray.driver" in line)
+    os.kill(driver, signal.SIGKILL)
+    outcome = (await finish(engine, started)).outcome
+    assert outcome.state is State.FAILED
+    assert outcome.failure.kind is Kind.RETRYABLE
+    assert jobs_left() == {}
+    (tmp_path / "hold").unlink()
+    update = await run(engine, job, "try-2")
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert steps(tmp_path, "epochs") == [1, 2, 3, 4]
+    result = update.outcome.result
+    assert (result["metrics"]["epoch"], update.view.step, update.view.unit) == (4, 4, "epoch")
+    kept = Path(unquote(urlsplit(result["checkpoint"]).path))
+    assert (kept / "state.json").read_text() == '{"epoch": 4}'
+    assert update.view.checkpoint["uri"] == result["checkpoint"]
+
+
+async def test_the_rank_that_failed_first_is_named_with_its_own_traceback(engine, ray_head, tmp_path):
+    job = RayTrain(entry(raises, str(tmp_path)), num_workers=2, address=ray_head.address)
+    failure = (await run(engine, job)).outcome.failure
+    assert (failure.process, failure.kind, failure.exception) == ("rank 1", Kind.USER, "AttributeError")
+    assert "None.shape" in failure.traceback
+    assert "rank 1 on" in failure.headline
+
+
+async def test_xgboost_trains_on_two_workers(engine, ray_head):
+    update = await run(engine, RayTrain(entry(boosts), trainer="xgboost", num_workers=2, address=ray_head.address))
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert update.outcome.result == {"trees": 3, "workers": 2}
+
+
+async def test_training_runs_as_a_job_inside_of_the_cluster(ray_head, tmp_path):
+    launcher = open_launcher(ray_head.dashboard_url.replace("http://", "ray-jobs://"))
+    engine = Engine(Store.open(tmp_path / "store"), StageKey(("inside", tmp_path.name, "train")), launcher)
+    job = RayTrain(entry(with_ray, str(tmp_path), 2), num_workers=1, address="auto", secrets={"TOKEN": "hunter2"})
+    update = await run(engine, job)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert (update.outcome.result["metrics"]["epoch"], steps(tmp_path, "epochs")) == (2, [1, 2])
+    assert {"driver-0", "rank-0.r0"} <= set(update.view.processes)
