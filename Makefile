@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := airflow,prefect,torch,dask,ray,s3,examples
+EXTRAS := airflow,prefect,torch,dask,ray,tensorflow,s3,examples
 
 .PHONY: demo demo-stop test lint types contracts check install clean screenshot
 

@@ -1,0 +1,39 @@
+"""Flight delays in TensorFlow: the data and the network of `flights`, with MultiWorkerMirroredStrategy."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Param, dag, task
+
+from rallypoint.examples import flights as stages
+
+
+@dag(
+    schedule=None,
+    render_template_as_native_obj=True,  # the numbers of the form below stay numbers
+    tags=["rallypoint", "example"],
+    doc_md=__doc__,
+    params={
+        "epochs": Param(6, type="integer", minimum=1, description="Passes over the training months"),
+        "workers": Param(2, type="integer", minimum=1, description="Workers of the distributed training"),
+        "fraction": Param(1.0, type="number", exclusiveMinimum=0, maximum=1, description="Share of the flights to use"),
+    },
+)
+def flights_tensorflow() -> None:
+    """Predict which flights arrive more than 15 minutes late."""
+    retry: dict[str, Any] = {"retries": 1, "retry_delay": timedelta(seconds=5), "deferrable": True}
+
+    preprocess = task.dask(task_id="preprocess", **retry)(stages.preprocess)
+    train = task.tensorflow(
+        task_id="train_tensorflow", strategy="multi_worker_mirrored", workers="{{ params.workers }}", **retry
+    )(stages.train_tensorflow)
+    compare = task.python_job(task_id="compare", deferrable=True)(stages.compare_tensorflow)
+
+    data = preprocess(fraction="{{ params.fraction }}")
+    trained = train(data["train"], data["test"], epochs="{{ params.epochs }}")
+    compare(trained, data["train"], data["test"])
+
+
+flights_tensorflow()

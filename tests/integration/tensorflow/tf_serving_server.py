@@ -1,0 +1,197 @@
+"""A small server that speaks TensorFlow Serving's REST API and really loads and runs SavedModels with TensorFlow.
+
+It stands in for ``tensorflow_model_server``, which cannot be installed here: the status API (of a model, a version, a
+label), ``:predict`` in rows and columns, the version policy ``latest``, the model config file with labels, and its two
+polls. Like the real one it loads the new version before it unloads the old one, assigns labels only to versions that
+are available, and keeps the state of versions that are gone.
+
+Run as ``python tf_serving_server.py PORT_FILE (--model NAME BASE_PATH | --config FILE) [--hold FILE]``. While the file
+of ``--hold`` is there, it looks at nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import json
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+POLL = 0.1  # seconds
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+
+class Model:
+    """One served model: its versions' states, and what is loaded."""
+
+    def __init__(self, name: str, base_path: str) -> None:
+        self.name = name
+        self.base_path = base_path
+        self.loaded: dict[int, object] = {}
+        self.states: dict[int, tuple[str, str, str]] = {}
+        self.labels: dict[str, int] = {}
+
+    def look(self) -> None:
+        import tensorflow as tf
+
+        found = sorted(int(each.name) for each in Path(self.base_path).glob("*") if each.name.isdigit())
+        aspired = found[-1:]
+        for version in aspired:
+            if version not in self.loaded and self.states.get(version, ("",))[0] != "LOADING":
+                self.states[version] = ("LOADING", "OK", "")
+                try:
+                    self.loaded[version] = tf.saved_model.load(f"{self.base_path}/{version}")
+                    self.states[version] = ("AVAILABLE", "OK", "")
+                except Exception as error:  # noqa: BLE001 - whatever a model raises is its state
+                    self.states[version] = ("END", "UNKNOWN", str(error)[:300])
+                    self.loaded[version] = None
+        for version in [each for each in self.loaded if each not in aspired]:
+            if self.loaded.pop(version) is not None:
+                self.states[version] = ("END", "OK", "")
+
+    def newest(self) -> int:
+        return max((version for version, each in self.loaded.items() if each is not None), default=0)
+
+    def predict(self, version: int, request: dict) -> dict:
+        import tensorflow as tf
+
+        function = self.loaded[version].signatures[request.get("signature_name", "serving_default")]
+        specs = function.structured_input_signature[1]
+        rows = "instances" in request
+        given = request["instances"] if rows else request["inputs"]
+        if rows and given and isinstance(given[0], dict):
+            given = {name: [row[name] for row in given] for name in given[0]}
+        if not isinstance(given, dict):
+            (only,) = specs
+            given = {only: given}
+        outputs = function(**{name: tf.constant(value, specs[name].dtype) for name, value in given.items()})
+        values = {name: tensor.numpy().tolist() for name, tensor in outputs.items()}
+        if len(values) == 1:
+            return {"predictions" if rows else "outputs": next(iter(values.values()))}
+        if rows:
+            return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
+        return {"outputs": values}
+
+
+class ModelServer:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.models: dict[str, Model] = {}
+        self.config = ""
+        if options.model:
+            self.models[options.model[0]] = Model(*options.model)
+
+    def run(self) -> None:
+        while True:
+            if not (self.options.hold and Path(self.options.hold).exists()):
+                if self.options.config:
+                    self.read_config()
+                for model in list(self.models.values()):
+                    model.look()
+            time.sleep(POLL)
+
+    def read_config(self) -> None:
+        """Go by the model config file. It is read with expressions of its own, not with what wrote it."""
+        text = Path(self.options.config).read_text()
+        if text == self.config:
+            return
+        listed = {}
+        for block in re.split(r"\bconfig\s*\{", re.sub(r"#.*", "", text))[1:]:
+            name = re.search(r"name:\s*['\"]([^'\"]+)", block)[1]
+            path = re.search(r"base_path:\s*['\"]([^'\"]+)", block)[1]
+            pairs = re.findall(r"version_labels\s*\{\s*key:\s*['\"]([^'\"]+)['\"],?\s*value:\s*(\d+)\s*\}", block)
+            listed[name] = (path, {label: int(version) for label, version in pairs})
+        for name, (path, labels) in listed.items():
+            model = self.models.setdefault(name, Model(name, path))
+            model.look()
+            wrong = [label for label, version in labels.items() if model.loaded.get(version) is None]
+            if wrong:
+                sys.stderr.write(f"refused labels {wrong} of versions that are not available\n")
+                return  # the whole config, as the real one
+            model.labels = labels
+        for name in self.models.keys() - listed.keys():
+            del self.models[name]
+        self.config = text
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: http.server.ThreadingHTTPServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        model, version, _ = self.target()
+        if model is None:
+            return
+        wanted = [version] if version is not None else sorted(model.states, reverse=True)
+        if not wanted or any(each not in model.states for each in wanted):
+            self.answer(404, {"error": f"Could not find any versions of model {model.name}"})
+            return
+        statuses = [
+            {"version": str(each), "state": state, "status": {"error_code": code, "error_message": message}}
+            for each in wanted
+            for state, code, message in [model.states[each]]
+        ]
+        self.answer(200, {"model_version_status": statuses})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        model, version, verb = self.target()
+        if model is None:
+            return
+        version = model.newest() if version is None else version
+        if verb != "predict" or model.loaded.get(version) is None:
+            self.answer(404, {"error": f"Servable not found for request: Specific({model.name}, {version})"})
+            return
+        try:
+            self.answer(200, model.predict(version, json.loads(body)))
+        except Exception as error:  # noqa: BLE001 - whatever a request raises is its answer
+            self.answer(400, {"error": str(error)[:500]})
+
+    def target(self) -> tuple[Model | None, int | None, str]:
+        """Return the model, version and verb of a request; no model if it was answered."""
+        match = re.fullmatch(r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?(?::(\w+))?", self.path)
+        model = self.server.models.models.get(match[1]) if match else None
+        if model is None:
+            self.answer(404, {"error": f"Could not find any versions of model {match[1] if match else ''}"})
+            return None, None, ""
+        if match[3] and match[3] not in model.labels:
+            self.answer(404, {"error": f"Unrecognized servable version label: {match[3]}"})
+            return None, None, ""
+        return model, model.labels[match[3]] if match[3] else int(match[2]) if match[2] else None, match[4] or ""
+
+    def answer(self, status: int, value: dict) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port_file")
+    parser.add_argument("--model", nargs=2)
+    parser.add_argument("--config")
+    parser.add_argument("--hold")
+    options = parser.parse_args()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.models = ModelServer(options)
+    threading.Thread(target=server.models.run, daemon=True).start()
+    draft = Path(f"{options.port_file}.new")
+    draft.write_text(str(server.server_address[1]))
+    draft.rename(options.port_file)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
