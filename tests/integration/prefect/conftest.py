@@ -1,0 +1,219 @@
+"""One private Prefect server for the session, and one process that serves the pipelines of `pipelines.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+DEADLINE = 120.0  # seconds that any condition may take on a busy machine
+
+
+def wait_for(condition, what="it", *, deadline=DEADLINE):
+    end = time.monotonic() + deadline
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {deadline:g} s: {what}"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture(scope="session")
+def until():
+    return wait_for
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("prefect") / "store"
+
+
+@pytest.fixture(scope="session")
+def instance(tmp_path_factory, store):
+    from prefect_instance import PrefectInstance
+
+    folders = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {"RALLYPOINT_STORE": str(store), "PYTHONPATH": os.pathsep.join(folders), "TOKEN_OF_THE_HOST": "from-the-host"}
+    instance = PrefectInstance(tmp_path_factory.mktemp("prefect") / "home", fast=True, env=env)
+    with instance:
+        yield instance
+
+
+@pytest.fixture(scope="session")
+def api(instance):
+    """Calls the REST API as the UI does."""
+    with Api(instance) as api:
+        yield api
+
+
+class Api:
+    def __init__(self, instance):
+        self.client = instance.client()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+
+    def post(self, path, **body):
+        answer = self.client.post(path, json=body)
+        end = time.monotonic() + DEADLINE
+        while answer.status_code == 503 and time.monotonic() < end:  # SQLite is busy
+            time.sleep(0.2)
+            answer = self.client.post(path, json=body)
+        return answer.raise_for_status().json()
+
+    def deployment(self, name):
+        answer = self.client.get(f"/deployments/name/{name}")
+        return answer.json()["id"] if answer.status_code == 200 else None
+
+    def start(self, deployment, **parameters):
+        return self.post(f"/deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
+
+    def state(self, flow_run):
+        return self.client.get(f"/flow_runs/{flow_run}").raise_for_status().json()["state"]
+
+    def set_state(self, flow_run, kind, name=None):
+        state = {"type": kind, "name": name or kind.title()}
+        return self.post(f"/flow_runs/{flow_run}/set_state", state=state, force=True)
+
+    def retry(self, flow_run, witness):
+        """Do what the button Retry does, and wait until the flow runs again.
+
+        Its runner may report the end of the last process a little later, and so end the retry: then press it again.
+        """
+        before = len(witness.lines("flow"))
+        wait_for(lambda: not psutil.pid_exists(witness.flow_process), "the flow's process has ended")
+        self.set_state(flow_run, "SCHEDULED", "AwaitingRetry")
+
+        def runs():
+            if self.state(flow_run)["type"] in {"CRASHED", "FAILED"}:
+                self.set_state(flow_run, "SCHEDULED", "AwaitingRetry")
+            return len(witness.lines("flow")) > before
+
+        wait_for(runs, "the flow runs again")
+
+    def cancel(self, flow_run):
+        """Do what the button Cancel does."""
+        self.set_state(flow_run, "CANCELLING")
+
+    def ends(self, flow_run, kind, *, deadline=DEADLINE):
+        """Wait until a flow run is in a state of a type, and return the state."""
+        return wait_for(lambda: (state := self.state(flow_run))["type"] == kind and state, f"{kind}", deadline=deadline)
+
+    def events(self, name, **filters):
+        wanted = {"event": {"prefix": [name]}, **filters}
+        return self.post("/events/filter", filter=wanted)["events"]
+
+    def artifacts(self, flow_run):
+        wanted = {"flow_run_id": {"any_": [str(flow_run)]}}
+        found = self.post("/artifacts/filter", artifacts=wanted)
+        # A retry makes new ones under the old keys.
+        return {artifact["key"]: artifact for artifact in sorted(found, key=lambda each: each["created"])}
+
+    def logs(self, flow_run):
+        wanted = {"flow_run_id": {"any_": [str(flow_run)]}}
+        return "\n".join(log["message"] for log in self.post("/logs/filter", logs=wanted))
+
+    def task_runs(self, flow_run):
+        return self.post("/task_runs/filter", flow_runs={"id": {"any_": [str(flow_run)]}})
+
+
+@pytest.fixture(scope="session")
+def served(instance, api):
+    """Deployments that a process serves: the ids, by the flow's name."""
+    instance.serve(HERE / "pipelines.py")
+    names = ("pipeline", "async-pipeline", "pool-pipeline")
+    return {name: wait_for(lambda name=name: api.deployment(f"{name}/test"), f"{name} served") for name in names}
+
+
+@pytest.fixture(scope="session")
+def on_a_worker(instance, api, store):
+    """The deployment of the pipeline that a process worker runs."""
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    api.post("/work_pools/", name="processes", type="process")
+    instance.worker("processes")
+    with temporary_settings({PREFECT_API_URL: instance.api_url, PREFECT_HOME: instance.home}):
+        found = flow.from_source(source=str(HERE), entrypoint="pipelines.py:pipeline")
+        return str(found.deploy("worker", work_pool_name="processes", print_next_steps=False))
+
+
+@pytest.fixture
+def prefect(instance, store, monkeypatch):
+    """Flows of this process talk to the server."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    monkeypatch.setenv("RALLYPOINT_STORE", str(store))
+    monkeypatch.setenv("TOKEN_OF_THE_HOST", "from-the-host")
+    with temporary_settings({PREFECT_API_URL: instance.api_url, PREFECT_HOME: instance.home}):
+        yield instance
+
+
+class Witness:
+    """A folder in which jobs write what they did, and read what they are to do."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+        self.do("finish")
+
+    def __str__(self):
+        return str(self.folder)
+
+    def do(self, what):
+        draft = self.folder / "draft"
+        draft.write_text(what)
+        draft.replace(self.folder / "do")
+
+    def lines(self, name):
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def starts(self):
+        """The epochs from which trainings started, one line for each job that ever ran."""
+        return [int(line.split()[0]) for line in self.lines("started")]
+
+    @property
+    def waits(self):
+        return (self.folder / "waits").exists()
+
+    @property
+    def job(self):
+        return int(self.lines("started")[-1].split()[1])
+
+    @property
+    def flow_process(self):
+        return int(self.lines("flow")[-1])
+
+    @property
+    def job_lives(self):
+        with suppress(psutil.Error):
+            return psutil.Process(self.job).status() != psutil.STATUS_ZOMBIE
+        return False
+
+
+@pytest.fixture
+def witness(tmp_path):
+    witness = Witness(tmp_path / "witness")
+    yield witness
+    # What a failed test has left: by its id, as the job itself wrote it.
+    witness.do("finish")
+    for line in witness.lines("started"):
+        with suppress(ProcessLookupError):
+            if str(tmp_path) in " ".join(_environ(int(line.split()[1]))):
+                os.kill(int(line.split()[1]), signal.SIGKILL)
+
+
+def _environ(pid):
+    with suppress(psutil.Error):
+        return [f"{key}={value}" for key, value in psutil.Process(pid).environ().items()]
+    return []

@@ -1,0 +1,79 @@
+"""Flows as users write them, on a job of one plain Python process; run as a script, it serves them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from prefect import flow, serve
+from prefect.task_runners import ProcessPoolTaskRunner
+
+from rallypoint.prefect import python_task
+
+
+@python_task
+def prepare(folder: str) -> str:
+    with Path(folder, "prepared").open("a") as file:
+        file.write("prepared\n")
+    return f"{folder}/data"
+
+
+def train_epochs(folder: str, data: str, epochs: int = 4) -> dict:
+    """Four epochs with a checkpoint after each; a file called `do` says what happens after the second one."""
+    import time
+
+    import rallypoint
+
+    stage = rallypoint.stage()
+    checkpoint = stage.latest_checkpoint()
+    start = int(Path(checkpoint, "epoch").read_text()) if checkpoint else 0
+    with Path(folder, "started").open("a") as file:
+        file.write(f"{start} {os.getpid()}\n")
+    for epoch in range(start + 1, epochs + 1):
+        stage.save_checkpoint(lambda where, epoch=epoch: Path(where, "epoch").write_text(str(epoch)), step=epoch)
+        stage.report(step=epoch, total=epochs, loss=1 / epoch)
+        print(f"epoch {epoch}", flush=True)  # noqa: T201 - what a job prints is its log
+        do = Path(folder, "do").read_text()
+        if epoch == 2 and do == "fail":
+            raise ValueError("loss is NaN")
+        if epoch == 2 and do == "wait":
+            Path(folder, "waits").touch()
+            while Path(folder, "do").read_text() == "wait":
+                time.sleep(0.05)
+    return {"epochs": epochs, "from": start, "data": data}
+
+
+train = python_task(name="train", assets=["test://models{folder}"])(train_epochs)
+
+
+def note_process(folder: str) -> None:
+    with Path(folder, "flow").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+@flow
+def pipeline(folder: str, how: str = "direct"):
+    note_process(folder)
+    data = prepare(folder)
+    if how == "submit":
+        return train.submit(folder, data).result()
+    return train(folder, data)
+
+
+@flow(name="async-pipeline")
+async def async_pipeline(folder: str):
+    note_process(folder)
+    data = await prepare.aio(folder)
+    return await train.aio(folder, data)
+
+
+@flow(name="pool-pipeline", task_runner=ProcessPoolTaskRunner(max_workers=1))
+def pool_pipeline(folder: str):
+    note_process(folder)
+    return train.submit(folder, "data").result()
+
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) > 1 else "test"
+    serve(*(each.to_deployment(name) for each in (pipeline, async_pipeline, pool_pipeline)))

@@ -1,0 +1,436 @@
+"""Flows of this process on a real server: tasks, keys, retries, errors, secrets, assets."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+import pytest
+
+from rallypoint.spec.gang import Macro, Role
+from rallypoint.spec.service_job import ServiceJob
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def tasks(prefect, instance, monkeypatch):
+    """The tasks of `pipelines.py`, imported as a user's module."""
+    import sys
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import pipelines
+
+    yield pipelines
+    sys.modules.pop("pipelines", None)
+
+
+def runs_of(api, flow_run_id, name):
+    return [run for run in api.task_runs(flow_run_id) if run["name"].startswith(name)]
+
+
+# Ways to call --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_called_submitted_and_mapped(tasks, api, tmp_path):
+    from prefect import flow
+
+    @tasks.python_task
+    def add(left: int, right: int = 1) -> int:
+        return left + right
+
+    @flow
+    def adds():
+        futures = [add.with_options(name="submitted").submit(2), *add.map([3, 4], right=10)]
+        return [add(1), *(future.result() for future in futures)]
+
+    assert adds() == [2, 3, 13, 14]
+
+
+async def test_a_task_is_awaited_and_submitted_in_an_async_flow(tasks, tmp_path):
+    from prefect import flow
+
+    from rallypoint import PythonJob, Script
+    from rallypoint.prefect import arun_stage
+
+    script = tmp_path / "job.py"
+    script.write_text("import rallypoint; rallypoint.stage().result({'script': True})")
+
+    @tasks.python_task
+    def double(value: int) -> int:
+        return 2 * value
+
+    @flow
+    async def doubles():
+        future = double.with_options(name="submitted").submit(3)
+        return [await double.aio(2), future.result(), await arun_stage(PythonJob(Script(str(script))), name="script")]
+
+    assert await doubles() == [4, 6, {"script": True}]
+
+
+def test_a_job_is_a_node_of_the_flow_and_its_own_in_a_task(tasks, api, tmp_path):
+    from prefect import flow, task
+    from prefect.runtime import flow_run
+
+    from rallypoint import PythonJob, Script
+    from rallypoint.prefect import run_stage
+
+    script = tmp_path / "job.py"
+    script.write_text("import rallypoint, sys; rallypoint.stage().result(sys.argv[1:])")
+
+    @task
+    def inner():
+        return run_stage(PythonJob(Script(str(script), ["b"])), name="inside")
+
+    @flow
+    def both():
+        return flow_run.id, run_stage(PythonJob(Script(str(script), ["a"])), name="node", retries=1), inner()
+
+    run, *results = both()
+    assert results == [["a"], ["b"]]
+    names = sorted(each["name"].rpartition("-")[0] for each in api.task_runs(run))
+    assert names in (["inner", "node"], [])  # the server learns of task runs a little later
+    assert {"both-node-stage", "both-inside-stage"} <= set(api.artifacts(run))
+
+
+def test_outside_of_a_flow_the_key_is_local(tasks, tmp_path, store):
+    import uuid
+
+    from rallypoint import Function, PythonJob
+    from rallypoint.prefect import run_stage
+
+    name = f"alone-{uuid.uuid4().hex[:8]}"
+
+    def count(folder, by):
+        with Path(folder, "calls").open("a") as file:
+            file.write(f"{by}\n")
+        return by
+
+    job = PythonJob(Function(count, (), {"folder": str(tmp_path), "by": 1}, by_value=True))
+    assert run_stage(job, name=name) == 1
+    assert run_stage(job, name=name) == 1  # it has succeeded
+    other = PythonJob(Function(count, (), {"folder": str(tmp_path), "by": 2}, by_value=True))
+    assert run_stage(other, name=name) == 2  # other work
+    assert run_stage(other, name=name, rerun=True) == 2
+    assert (tmp_path / "calls").read_text().split() == ["1", "2", "2"]
+    assert (store / "stages" / "local" / name).is_dir()
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+def test_two_stages_of_one_name_are_an_error_that_says_what_to_do(tasks, tmp_path):
+    from prefect import flow
+
+    from rallypoint.errors import DuplicateStageError
+
+    @tasks.python_task(retries=2)
+    def same(value: int) -> int:
+        return value
+
+    @flow
+    def one_after_the_other():
+        same(1)
+        same(2)
+
+    @flow
+    def at_once():
+        for future in [same.submit(1), same.submit(2)]:
+            future.result()
+
+    @flow
+    def equal_inputs():
+        same.map([1, 1]).result()
+
+    @flow
+    def inner(value):
+        return same(value)
+
+    @flow
+    def in_subflows():
+        inner(1)
+        inner(2)
+
+    for pipeline in (one_after_the_other, at_once, equal_inputs, in_subflows):
+        began = time.monotonic()
+        with pytest.raises(DuplicateStageError, match=r"with_options\(name="):
+            pipeline()
+        assert time.monotonic() - began < 60
+
+    @flow
+    def named():
+        by_name = same.with_options(stage_name="same-{value}")
+        return by_name(1), by_name(2), same.with_options(name="third")(3)
+
+    assert named() == (1, 2, 3)
+
+
+# Retries -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_retry_within_the_process_continues(tasks, witness):
+    from prefect import flow
+
+    witness.do("fail")
+    seen = []
+
+    @flow(retries=1)
+    def twice():
+        data = tasks.prepare(str(witness))
+        if seen:
+            witness.do("finish")
+        seen.append(data)
+        return tasks.train(str(witness), data)
+
+    assert twice()["from"] == 2
+    assert (witness.starts, witness.lines("prepared")) == ([0, 2], ["prepared"])
+
+
+def test_a_task_that_is_retried_continues(tasks, witness):
+    from prefect import flow
+
+    witness.do("fail")
+
+    def mend(task, task_run, state):
+        from rallypoint.prefect import retry_condition
+
+        witness.do("finish")
+        return retry_condition(task, task_run, state)
+
+    @flow
+    def once():
+        return tasks.train.with_options(retries=1, retry_condition_fn=mend)(str(witness), "data")
+
+    assert once() == {"epochs": 4, "from": 2, "data": "data"}
+    assert witness.starts == [0, 2]
+
+
+def test_an_error_of_the_user_is_not_retried(tasks, tmp_path):
+    from prefect import flow
+
+    from rallypoint.errors import StageUserError
+
+    folder = str(tmp_path)
+
+    @tasks.python_task(retries=3)
+    def wrong():
+        with Path(folder, "calls").open("a") as file:
+            file.write("call\n")
+        return undefined_name  # noqa: F821 - it is the error
+
+    @flow
+    def fails():
+        wrong()
+
+    with pytest.raises(StageUserError, match="NameError"):
+        fails()
+    assert (tmp_path / "calls").read_text() == "call\n"
+
+
+def test_a_result_needs_no_result_storage_of_prefect(tasks, witness, instance):
+    from prefect import flow
+
+    first = []
+
+    @flow(retries=1, persist_result=True)
+    def persisted():
+        data = tasks.prepare(str(witness))
+        if not first:
+            first.append(data)
+            shutil.rmtree(instance.home / "storage", ignore_errors=True)
+            msg = "the host is gone, with what it had stored"
+            raise OSError(msg)
+        return data
+
+    assert persisted() == f"{witness}/data"
+    assert witness.lines("prepared") == ["prepared"]
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "await"])
+async def test_a_timeout_stops_the_job_and_says_so(tasks, witness, until, how):
+    from prefect import flow
+
+    witness.do("wait")
+    limited = tasks.train.with_options(timeout_seconds=6)
+
+    @flow
+    async def slow():
+        if how == "await":
+            return await limited.aio(str(witness), "data")
+        return limited.submit(str(witness), "data").result() if how == "submit" else limited(str(witness), "data")
+
+    state = await slow(return_state=True)
+    assert "timed out" in str(state.message).lower() or "timeout" in str(state.message).lower()
+    until(lambda: not witness.job_lives, "the job has ended", deadline=20)
+    assert witness.starts == [0]
+
+
+# What is shown and kept ----------------------------------------------------------------------------------------------
+
+
+def test_secrets_reach_the_job_and_nothing_else(tasks, api, tmp_path, store, instance):
+    from prefect import flow
+    from prefect.blocks.system import Secret
+    from prefect.runtime import flow_run
+
+    Secret(value="s3cret-of-a-block").save("rallypoint-test", overwrite=True)
+
+    @tasks.python_task(
+        secrets={"BLOCK": "block:secret/rallypoint-test", "HOST": "env:TOKEN_OF_THE_HOST", "FIELD": Secret(value="xyz")}
+    )
+    def tell() -> list[int]:
+        import os
+
+        return [len(os.environ[name]) for name in ("BLOCK", "HOST", "FIELD")]
+
+    @flow
+    def secretive():
+        return flow_run.id, tell()
+
+    run, lengths = secretive()
+    assert lengths == [17, 13, 3]
+    shown = str(api.artifacts(run)) + api.logs(run) + str(api.task_runs(run))
+    kept = b"".join(path.read_bytes() for path in store.rglob("*.json"))
+    for secret in ("s3cret-of-a-block", "from-the-host"):
+        assert secret not in shown
+        assert secret.encode() not in kept
+
+
+def test_blocks_say_where_a_stage_is(tasks, api, tmp_path):
+    from prefect import flow
+
+    from rallypoint.prefect import RallypointLauncher, RallypointStore
+
+    RallypointStore(uri=f"file://{tmp_path}/kept").save("rallypoint-test", overwrite=True)
+    bucket = RallypointStore(uri="s3://bucket/x", options={"secret_access_key": "hunter2"}, credentials="secret/none")
+    bucket.save("rallypoint-bucket", overwrite=True)
+    assert "hunter2" not in str(api.post("/block_documents/filter", include_secrets=False))
+    assert RallypointStore.load("rallypoint-bucket") == bucket
+    RallypointLauncher(uri=f"local://{tmp_path}/elsewhere").save("rallypoint-test", overwrite=True)
+
+    @tasks.python_task(store="rallypoint-test", launcher="rallypoint-launcher/rallypoint-test")
+    def where() -> str:
+        import rallypoint
+
+        return rallypoint.stage().data_uri
+
+    @flow
+    def placed():
+        return where()
+
+    assert placed().startswith(f"file://{tmp_path}/kept/")
+    assert list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_block_that_is_not_there_is_named(tasks):
+    from prefect import flow
+
+    from rallypoint.errors import StoreError
+    from rallypoint.prefect import RallypointStore
+
+    @flow
+    def nowhere():
+        return tasks.prepare.with_options(store="no-such-block")("x")
+
+    with pytest.raises(StoreError, match="no-such-block"):
+        nowhere()
+
+    bucket = RallypointStore(uri="s3://bucket/x", credentials="secret/no-such-credentials")
+
+    @flow
+    def without_credentials():
+        return tasks.prepare.with_options(store=bucket)("x")
+
+    with pytest.raises(StoreError, match="no-such-credentials"):
+        without_credentials()
+
+
+def test_an_asset_knows_what_it_was_made_from(tasks, api, until, tmp_path):
+    from prefect import flow
+
+    key = f"test://lineage/{tmp_path.name}"
+
+    @tasks.python_task(assets=[f"{key}/features"])
+    def features() -> str:
+        import rallypoint
+
+        rallypoint.stage().report(rows=3)
+        return "features"
+
+    @tasks.python_task(assets=[f"{key}/model"])
+    def model(data: str) -> str:
+        return data
+
+    @flow
+    def chain():
+        return model(features())
+
+    assert chain() == "features"
+    wanted = {"any_resource": {"id": [f"{key}/model"]}}
+    (event,) = until(lambda: api.events("prefect.asset.materialization.succeeded", **wanted), "the event")
+    related = {each["prefect.resource.id"] for each in event["related"]}
+    assert {f"{key}/features", "python"} <= related
+    wanted = {"any_resource": {"id": [f"{key}/features"]}}
+    payloads = [e["payload"] for e in api.events("prefect.asset.materialization.succeeded", **wanted)]
+    assert {"rows": 3} in [payload["metrics"] for payload in payloads]
+
+
+# Services ------------------------------------------------------------------------------------------------------------
+
+SERVICE = """
+import os, sys, time
+from pathlib import Path
+from rallypoint.worker import process
+
+def serve():
+    Path(os.environ["WITNESS"], "service").write_text(str(os.getpid()))
+    process.writer().write("ready", address={"answer": 42})
+    while True:
+        time.sleep(0.1)
+
+sys.exit(process.run(serve, name="p-0", primary=False))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service(ServiceJob):
+    kind: ClassVar[str] = "service"
+
+    def roles(self):
+        return (Role(name="p", argv=(Macro.PYTHON, "-c", SERVICE), env=dict(self.env)),)
+
+
+def test_a_service_lasts_as_long_as_its_block(tasks, witness, until):
+    from prefect import flow
+
+    from rallypoint.errors import InvalidJobError
+    from rallypoint.prefect import aservice, service
+
+    def lives():
+        return psutil.pid_exists(int((witness.folder / "service").read_text()))
+
+    @flow
+    def uses():
+        with service(Service(env={"WITNESS": str(witness)}), name="service") as address:
+            assert lives()
+            return address["answer"], tasks.prepare.with_options(uses=[address])(str(witness))
+
+    assert uses() == (42, f"{witness}/data")
+    until(lambda: not lives(), "the service has ended")
+
+    @flow
+    async def fails():
+        async with aservice(Service(env={"WITNESS": str(witness)}), name="service"):
+            msg = "the flow is wrong"
+            raise ValueError(msg)
+
+    with pytest.raises(ValueError, match="the flow is wrong"):
+        asyncio.run(fails())
+    until(lambda: not lives(), "the service has ended")
+    with pytest.raises(InvalidJobError, match="a service"), service(tasks.prepare.job("x"), name="no"):
+        pass
