@@ -1,7 +1,8 @@
-"""Flight delays: Dask preprocessing, elastic PyTorch training, and an evaluation that can fail the run.
+"""Flight delays: Dask preprocessing, elastic PyTorch training, a Ray Tune sweep, evaluation, and Ray Serve.
 
 Thin on purpose: the stage functions are in `rallypoint.examples.flights`, which a Prefect flow shares. Only small JSON
-goes through XCom; data and models go by URI.
+goes through XCom; data and models go by URI. The Ray cluster lives for this run: its teardown ends it, and the model
+that is served with it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import Asset, Param, dag, task
 
+from rallypoint.airflow.operators import RayServeOperator
+from rallypoint.airflow.operators.ray_cluster import ray_cluster
 from rallypoint.examples import flights as stages
 
 MODEL = Asset("flights_model", uri="rallypoint://flights/model")
@@ -27,6 +30,8 @@ MODEL = Asset("flights_model", uri="rallypoint://flights/model")
         "epochs": Param(6, type="integer", minimum=1, description="Passes over the training months"),
         "processes": Param(2, type="integer", minimum=1, description="Processes of the distributed training"),
         "fraction": Param(1.0, type="number", exclusiveMinimum=0, maximum=1, description="Share of the flights to use"),
+        "trials": Param(12, type="integer", minimum=1, description="Trials of the sweep, at most six epochs each"),
+        "serve_port": Param(8000, type="integer", minimum=1, description="Port of the served model on this machine"),
     },
 )
 def flights() -> None:
@@ -37,11 +42,33 @@ def flights() -> None:
     train = task.torch(
         task_id="train", nproc_per_node="{{ params.processes }}", max_restarts=1, outlets=[MODEL], **retry
     )(stages.train)
-    evaluate = task.torch(task_id="evaluate", nproc_per_node=1, deferrable=True)(stages.evaluate)
+    better = task(task_id="better")(stages.better)
+    evaluate = task.python_job(task_id="evaluate", deferrable=True)(stages.evaluate)
+    smoke = task.python_job(task_id="smoke", **retry)(stages.smoke)
 
     data = preprocess(fraction="{{ params.fraction }}")
-    model = train(data["train"], epochs="{{ params.epochs }}")
-    evaluate(model["model"], data["train"], data["test"])
+    trained = train(data["train"], epochs="{{ params.epochs }}")
+    with ray_cluster(workers=0, head_cpus=2, object_store_memory="200MiB") as ray:
+        tune = task.ray_tune(
+            task_id="tune", address=ray.address, num_samples="{{ params.trials }}", **stages.SWEEP, **retry
+        )
+        tuned = tune(stages.train)(data["train"], epochs="{{ params.epochs }}")
+        model = better(trained, tuned)
+        evaluated = evaluate(model, data["train"], data["test"])
+        serve = RayServeOperator(
+            task_id="serve",
+            name="flights",
+            dashboard_url=ray.address,
+            import_path="rallypoint.examples.flights.serving:app",
+            app_args={"model": model},
+            ship_rallypoint=True,
+            http_host="127.0.0.1",
+            http_port="{{ params.serve_port }}",
+            **retry,
+        )
+        evaluated >> serve
+        smoke(serve.output["url"], model, data["test"])
+    trained >> ray.start
 
 
 flights()

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from rich.table import Table
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.store import Store
+from rallypoint.worker.supervisor import free_ports
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 METRICS_TASK = "evaluate"
+ANSWER_TASK = "smoke"
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 40
 _STATE_STYLES = {
@@ -183,6 +185,21 @@ def metrics_table(value: object) -> Table | None:
     return table
 
 
+def show_answer(value: object, console: Console) -> None:
+    """Print one request to the served model and its answer, if a task has returned one.
+
+    Args:
+        value: What the task `smoke` returned.
+        console: Where to print it.
+    """
+    if not isinstance(value, Mapping) or "example" not in value:
+        return
+    example = value["example"]
+    console.print(f"the served model answered {value['rows']} test flights as the evaluated one does, such as")
+    console.print_json(data=example["request"], indent=None)
+    console.print_json(data=example["answer"], indent=None)
+
+
 def report(api: AirflowApi, board: Board, run: DagRun, console: Console) -> None:
     """Print what a run has achieved, or why it failed."""
     if run.state == "success":
@@ -191,6 +208,8 @@ def report(api: AirflowApi, board: Board, run: DagRun, console: Console) -> None
         except AirflowApiError:
             table = None
         console.print(table or f"task {METRICS_TASK} left no metrics")
+        with suppress(AirflowApiError):
+            show_answer(api.xcom(run.dag_id, run.run_id, ANSWER_TASK), console)
         return
     for task in board.failed():
         text = api.log(run.dag_id, run.run_id, task.task_id, task.try_number, map_index=task.map_index)
@@ -207,7 +226,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     with AirflowInstance(home, options.dags) as airflow, AirflowApi(airflow.url) as api:
         console.print(f"Airflow is up at {airflow.url} after {time.monotonic() - start:.0f} s")
         api.wait_until_parsed(options.dag, timeout=options.timeout)
-        run_id = api.trigger(options.dag, options.conf)
+        run_id = api.trigger(options.dag, {**_ports(options.dag), **options.conf})
         api.unpause(options.dag)
         page = api.run_page(options.dag, run_id)
         console.print(f"run page: {page}", soft_wrap=True)
@@ -283,6 +302,11 @@ def _seconds(task: TaskInstance) -> str:
     if task.start_date is None:
         return ""
     return f"{(datetime.now(UTC) - datetime.fromisoformat(task.start_date)).total_seconds():.1f} s"
+
+
+def _ports(dag_id: str) -> dict[str, int]:
+    """Return what of a run's conf is a free port of this machine."""
+    return {"serve_port": free_ports(1)[0]} if dag_id == "flights" else {}
 
 
 def _number(value: object) -> str:

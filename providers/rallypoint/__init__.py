@@ -14,6 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rallypoint.errors import RallypointError, StageFailedError
     from rallypoint.frameworks.dask.job import DaskCluster, DaskJob
+    from rallypoint.frameworks.python.job import PythonJob
+    from rallypoint.frameworks.ray.cluster import RayCluster, RayWorkers
+    from rallypoint.frameworks.ray.job import RayJob
+    from rallypoint.frameworks.ray.serve.job import RayServe, RayServeRollback, RayServeUndeploy, ServeProbe
+    from rallypoint.frameworks.ray.train.job import RayTrain
+    from rallypoint.frameworks.ray.tune import search
+    from rallypoint.frameworks.ray.tune.job import RayTune
+    from rallypoint.frameworks.tensorflow.job import CloudTPU, TensorFlowJob
+    from rallypoint.frameworks.tensorflow.serving.job import TFServingDeploy, TFServingProbe, TFServingSignature
     from rallypoint.frameworks.torch.job import TorchElastic
     from rallypoint.spec.entry import Function, Module, Script
     from rallypoint.spec.failure import FailureRule, Kind
@@ -23,35 +32,67 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CloudTPU": "rallypoint.frameworks.tensorflow.job",
     "DaskCluster": "rallypoint.frameworks.dask.job",
     "DaskJob": "rallypoint.frameworks.dask.job",
     "FailureRule": "rallypoint.spec.failure",
     "Function": "rallypoint.spec.entry",
     "Kind": "rallypoint.spec.failure",
     "Module": "rallypoint.spec.entry",
+    "PythonJob": "rallypoint.frameworks.python.job",
     "RallypointError": "rallypoint.errors",
+    "RayCluster": "rallypoint.frameworks.ray.cluster",
+    "RayJob": "rallypoint.frameworks.ray.job",
+    "RayServe": "rallypoint.frameworks.ray.serve.job",
+    "RayServeRollback": "rallypoint.frameworks.ray.serve.job",
+    "RayServeUndeploy": "rallypoint.frameworks.ray.serve.job",
+    "RayTrain": "rallypoint.frameworks.ray.train.job",
+    "RayTune": "rallypoint.frameworks.ray.tune.job",
+    "RayWorkers": "rallypoint.frameworks.ray.cluster",
     "Resources": "rallypoint.spec.resources",
     "Script": "rallypoint.spec.entry",
+    "ServeProbe": "rallypoint.frameworks.ray.serve.job",
     "Stage": "rallypoint.worker.stage",
     "StageFailedError": "rallypoint.errors",
+    "TFServingDeploy": "rallypoint.frameworks.tensorflow.serving.job",
+    "TFServingProbe": "rallypoint.frameworks.tensorflow.serving.job",
+    "TFServingSignature": "rallypoint.frameworks.tensorflow.serving.job",
+    "TensorFlowJob": "rallypoint.frameworks.tensorflow.job",
     "TorchElastic": "rallypoint.frameworks.torch.job",
+    "search": "rallypoint.frameworks.ray.tune",
     "stage": "rallypoint.worker.stage",
 }
 
 __all__ = [
+    "CloudTPU",
     "DaskCluster",
     "DaskJob",
     "FailureRule",
     "Function",
     "Kind",
     "Module",
+    "PythonJob",
     "RallypointError",
+    "RayCluster",
+    "RayJob",
+    "RayServe",
+    "RayServeRollback",
+    "RayServeUndeploy",
+    "RayTrain",
+    "RayTune",
+    "RayWorkers",
     "Resources",
     "Script",
+    "ServeProbe",
     "Stage",
     "StageFailedError",
+    "TFServingDeploy",
+    "TFServingProbe",
+    "TFServingSignature",
+    "TensorFlowJob",
     "TorchElastic",
     "__version__",
+    "search",
     "stage",
 ]
 

@@ -1,15 +1,17 @@
 """Face 1, Airflow 3.3 and later: operators, decorators, one hook, one trigger, links and a page in the UI.
 
-====================  =========================================================================
-``operators``         `TorchElasticOperator`, `DaskOperator`, on one base `StageOperator`
-``decorators``        ``@task.torch``, ``@task.dask``
-``triggers``          `StageTrigger`: waits for an attempt without a worker
-``hooks``             `RallypointHook`: the connection type ``rallypoint``
-``place``             which store and launcher a task uses
-``retention``         `prune_store`, for a DAG that cleans up every day
-``links``             the buttons of a task in the UI
-``plugin``            the page that the links show
-====================  =========================================================================
+========================  =========================================================================
+``operators``             `TorchElasticOperator`, `DaskOperator`, on one base `StageOperator`
+``decorators``            ``@task.torch``, ``@task.dask``
+``triggers``              `StageTrigger`: waits for an attempt without a worker
+``hooks``                 `RallypointHook`: the connection type ``rallypoint``
+``ray_hook``              `RayHook`: the connection type ``ray``
+``launcher_connections``  connections that say where jobs run, such as ``ray``
+``place``                 which store and launcher a task uses
+``retention``             `prune_store`, for a DAG that cleans up every day
+``links``                 the buttons of a task in the UI
+``plugin``                the page that the links show
+========================  =========================================================================
 """
 
 from __future__ import annotations

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
 
-from rallypoint.airflow.operators import DaskOperator, StageOperator, TorchElasticOperator
+from rallypoint.airflow.operators import (
+    DaskOperator,
+    PythonJobOperator,
+    RayJobOperator,
+    RayTrainOperator,
+    RayTuneOperator,
+    StageOperator,
+    TensorFlowOperator,
+    TorchElasticOperator,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 
 class _DecoratedStage(DecoratedOperator, StageOperator):  # type: ignore[misc]  # one base may have no function
@@ -38,10 +48,39 @@ class _DecoratedStage(DecoratedOperator, StageOperator):  # type: ignore[misc]  
         return StageOperator.execute(self, context)
 
 
+class PythonJobDecoratedOperator(_DecoratedStage, PythonJobOperator):  # type: ignore[misc]  # as above
+    """What ``@task.python_job`` makes."""
+
+    custom_operator_name = "@task.python_job"
+
+
 class TorchDecoratedOperator(_DecoratedStage, TorchElasticOperator):  # type: ignore[misc]  # as above
     """What ``@task.torch`` makes."""
 
     custom_operator_name = "@task.torch"
+
+
+class RayDecoratedOperator(_DecoratedStage, RayJobOperator):  # type: ignore[misc]  # as above
+    """What ``@task.ray`` makes."""
+
+    custom_operator_name = "@task.ray"
+
+
+class RayTrainDecoratedOperator(_DecoratedStage, RayTrainOperator):  # type: ignore[misc]  # as above
+    """What ``@task.ray_train`` makes."""
+
+    custom_operator_name = "@task.ray_train"
+
+
+class RayTuneDecoratedOperator(_DecoratedStage, RayTuneOperator):  # type: ignore[misc]  # as above
+    """What ``@task.ray_tune`` makes; the parameters of the space are filled in by each trial."""
+
+    custom_operator_name = "@task.ray_tune"
+
+    def __init__(self, *, space: Mapping[str, Any], python_callable: Callable[..., Any], **kwargs: Any) -> None:
+        given: object = space  # what it is worth is for the job to say
+        names = tuple(map(str, given)) if isinstance(given, Mapping) else ()
+        super().__init__(space=space, python_callable=_without(python_callable, names), **kwargs)
 
 
 class DaskDecoratedOperator(_DecoratedStage, DaskOperator):  # type: ignore[misc]  # as above
@@ -49,6 +88,13 @@ class DaskDecoratedOperator(_DecoratedStage, DaskOperator):  # type: ignore[misc
 
     custom_operator_name = "@task.dask"
     injected = ("client",)
+
+
+class TensorFlowDecoratedOperator(_DecoratedStage, TensorFlowOperator):  # type: ignore[misc]  # as above
+    """What ``@task.tensorflow`` makes; a parameter called ``strategy`` is the ready strategy."""
+
+    custom_operator_name = "@task.tensorflow"
+    injected = ("strategy",)
 
 
 def _decorator(operator: type[_DecoratedStage], what: str) -> Callable[..., TaskDecorator]:
@@ -87,8 +133,22 @@ def _without(call: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
     return visible
 
 
+python_job_task = _decorator(PythonJobDecoratedOperator, "Run a function in one Python process outside of the worker.")
 torch_task = _decorator(
     TorchDecoratedOperator,
     "Run a function on every rank of an elastic PyTorch job; rank 0's return value is the result.",
 )
+ray_task = _decorator(RayDecoratedOperator, "Run a function with a connected Ray.")
+ray_train_task = _decorator(
+    RayTrainDecoratedOperator,
+    "Run a function on every worker of Ray Train; what it returns on rank 0 is the result.",
+)
+ray_tune_task = _decorator(
+    RayTuneDecoratedOperator,
+    "Run a function once for each trial of Ray Tune, which fills in the parameters that are in `space`.",
+)
 dask_task = _decorator(DaskDecoratedOperator, "Run a function with a connected Dask client, which it gets as `client`.")
+tensorflow_task = _decorator(
+    TensorFlowDecoratedOperator,
+    "Run a function under a strategy of tf.distribute, which it gets as `strategy`; rank 0's value is the result.",
+)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, credentials_id, is_default_missing, place_of
+from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, credentials_id, is_default_missing, launcher_id, place_of
 from rallypoint.errors import RallypointError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class RallypointHook(BaseHook):
 
     Args:
         rallypoint_conn_id: A connection of type ``rallypoint``. The default one need not exist.
+        launcher_conn_id: The connection of another launcher than that one names, such as one of the type ``ray``.
     """
 
     conn_name_attr = "rallypoint_conn_id"
@@ -28,9 +29,12 @@ class RallypointHook(BaseHook):
     conn_type = "rallypoint"
     hook_name = "Rallypoint"
 
-    def __init__(self, rallypoint_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+    def __init__(
+        self, rallypoint_conn_id: str = DEFAULT_CONN_ID, launcher_conn_id: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.rallypoint_conn_id = rallypoint_conn_id
+        self.launcher_conn_id = launcher_conn_id
 
     def get_conn(self) -> Place:
         """Return the store and launcher that the connection names.
@@ -39,6 +43,7 @@ class RallypointHook(BaseHook):
             AirflowNotFoundException: There is no such connection, and it is not the default one; or it is of another
                 type.
             StoreError: The store's URI or credentials are wrong.
+            LaunchError: The launcher's connection is wrong.
         """
         connection: Connection | None = None
         try:
@@ -47,8 +52,12 @@ class RallypointHook(BaseHook):
             if not is_default_missing(self.rallypoint_conn_id, error):
                 raise
         self._check(connection)
-        other = credentials_id(connection)
-        return place_of(connection, self.get_connection(other) if other else None)
+        other, runs_on = credentials_id(connection), launcher_id(connection, self.launcher_conn_id)
+        return place_of(
+            connection,
+            self.get_connection(other) if other else None,
+            self.get_connection(runs_on) if runs_on else None,
+        )
 
     async def aget_place(self) -> Place:
         """Return the same as `get_conn`, from a trigger, without blocking its event loop."""
@@ -59,8 +68,12 @@ class RallypointHook(BaseHook):
             if not is_default_missing(self.rallypoint_conn_id, error):
                 raise
         self._check(connection)
-        other = credentials_id(connection)
-        return place_of(connection, await self.aget_connection(other) if other else None)
+        other, runs_on = credentials_id(connection), launcher_id(connection, self.launcher_conn_id)
+        return place_of(
+            connection,
+            await self.aget_connection(other) if other else None,
+            await self.aget_connection(runs_on) if runs_on else None,
+        )
 
     def _check(self, connection: Connection | None) -> None:
         # The stage's page takes the id from its reader, who may have no right to look at connections.
@@ -82,4 +95,4 @@ class RallypointHook(BaseHook):
         from rallypoint.stages.store import Store  # noqa: PLC0415
 
         await Store.open(place.store, options=place.store_options or None).check()
-        await open_launcher(place.launcher).find(f"rp-test-{uuid.uuid4().hex[:12]}")
+        await open_launcher(place.launcher, place.launcher_options or None).find(f"rp-test-{uuid.uuid4().hex[:12]}")

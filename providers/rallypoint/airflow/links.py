@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from airflow.sdk import BaseOperatorLink, conf
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 PREFIX = "/rallypoint"
 DASHBOARD = "Dask dashboard"
+RAY_DASHBOARD = "Ray dashboard"
+RAY_JOB = "Ray job"
+RAY_SERVE = "Ray Serve application"
 
 
 def stage_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
@@ -35,7 +38,10 @@ class StageLink(BaseOperatorLink):
         map_index = ti_key.map_index if ti_key.map_index is not None else -1
         page = stage_page(ti_key.dag_id, ti_key.run_id, ti_key.task_id, map_index)
         conn_id = getattr(operator, "rallypoint_conn_id", DEFAULT_CONN_ID)
-        return page + self.path + ("" if conn_id == DEFAULT_CONN_ID else f"?conn={quote(conn_id)}")
+        asked = {} if conn_id == DEFAULT_CONN_ID else {"conn": conn_id}
+        if launcher := getattr(operator, "launcher_conn_id", None):
+            asked["on"] = launcher
+        return page + self.path + (f"?{urlencode(asked, quote_via=quote)}" if asked else "")
 
 
 class DaskDashboardLink(StageLink):
@@ -43,3 +49,31 @@ class DaskDashboardLink(StageLink):
 
     name = DASHBOARD
     path = f"/links/{quote(DASHBOARD)}"
+
+
+class RayDashboardLink(StageLink):
+    """Goes on to the dashboard of the Ray that the attempt runs, or runs on."""
+
+    name = RAY_DASHBOARD
+    path = f"/links/{quote(RAY_DASHBOARD)}"
+
+
+class RayJobLink(StageLink):
+    """Goes on to the page of the attempt's job on the Ray dashboard, where the launcher is a Ray cluster."""
+
+    name = RAY_JOB
+    path = f"/links/{quote(RAY_JOB)}"
+
+
+class RayServeLink(StageLink):
+    """Goes on to the page of the application that the attempt deploys on the Ray dashboard."""
+
+    name = RAY_SERVE
+    path = f"/links/{quote(RAY_SERVE)}"
+
+
+class TensorBoardLink(StageLink):
+    """Goes on to the TensorBoard that ``[rallypoint] tensorboard_url`` names, or to how to open one."""
+
+    name = "TensorBoard"
+    path = "/tensorboard"

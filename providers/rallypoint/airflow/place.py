@@ -12,6 +12,7 @@ from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
+from rallypoint.airflow.launcher_connections import launcher_of_connection
 from rallypoint.errors import InvalidJobError, StoreError
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ class Place:
         store: The store's URI.
         launcher: The launcher's URI.
         store_options: Credentials and settings of the store.
+        launcher_options: Credentials and settings of the launcher.
     """
 
     store: str
     launcher: str
     store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    launcher_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def engine(self, key: StageKey) -> Engine:
         """Return the engine of a stage here.
@@ -52,15 +55,22 @@ class Place:
         from rallypoint.stages.engine import Engine  # noqa: PLC0415
         from rallypoint.stages.store import Store  # noqa: PLC0415
 
-        return Engine(Store.open(self.store, options=self.store_options or None), key, open_launcher(self.launcher))
+        launcher = open_launcher(self.launcher, self.launcher_options or None)
+        return Engine(Store.open(self.store, options=self.store_options or None), key, launcher)
 
 
-def place_of(connection: Connection | None, credentials: Connection | None) -> Place:
+def place_of(connection: Connection | None, credentials: Connection | None, runs_on: Connection | None = None) -> Place:
     """Return the place that a connection names; what it leaves out comes from ``[rallypoint]`` in the configuration.
 
     Args:
         connection: A connection of type ``rallypoint``; None for the configuration alone.
         credentials: The connection of type ``aws`` that it names, for an ``s3://`` store.
+        runs_on: The connection that says where jobs run, of a type such as ``ray``; None for what the first one says.
+
+    Raises:
+        AirflowNotFoundException: `runs_on` names no launcher.
+        StoreError: The store's URI or credentials are wrong.
+        LaunchError: A field of `runs_on` is wrong.
     """
     from rallypoint.stages.store import Store  # noqa: PLC0415 - as above
 
@@ -68,6 +78,9 @@ def place_of(connection: Connection | None, credentials: Connection | None) -> P
     home = os.environ.get("AIRFLOW_HOME") or str(Path.home() / "airflow")
     store = extra.get("store") or conf.get(SECTION, "store", fallback="") or f"{home}/rallypoint"
     opened = Store.open(store, options=_aws_options(credentials) or None)
+    if runs_on is not None:
+        uri, options = launcher_of_connection(runs_on)
+        return Place(store=opened.uri, launcher=uri, store_options=_aws_options(credentials), launcher_options=options)
     launcher = extra.get("launcher") or conf.get(SECTION, "launcher", fallback="")
     if not launcher:
         launcher = f"local://{quote(str(opened.local_path or f'{home}/rallypoint'))}/runs"
@@ -79,6 +92,12 @@ def place_of(connection: Connection | None, credentials: Connection | None) -> P
 def credentials_id(connection: Connection | None) -> str | None:
     """Return the id of the connection that holds the store's credentials, if one is named."""
     value = connection.extra_dejson.get("aws_conn_id") if connection else None
+    return str(value) if value else None
+
+
+def launcher_id(connection: Connection | None, asked: str | None) -> str | None:
+    """Return the id of the connection that says where jobs run: the task's own, or the one that the place names."""
+    value = asked or (connection.extra_dejson.get("launcher_conn_id") if connection else None)
     return str(value) if value else None
 
 

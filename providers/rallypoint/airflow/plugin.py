@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from rallypoint.airflow.links import PREFIX, DaskDashboardLink, StageLink
+from rallypoint.airflow.links import PREFIX, DaskDashboardLink, StageLink, TensorBoardLink
 
 
 class _Page:
@@ -26,4 +26,4 @@ class RallypointPlugin(AirflowPlugin):
 
     name = "rallypoint"
     fastapi_apps: list[dict[str, Any]] = [{"app": _Page(), "url_prefix": PREFIX, "name": "Rallypoint"}]  # noqa: RUF012 - Airflow's own shape
-    operator_extra_links = [StageLink(), DaskDashboardLink()]  # noqa: RUF012 - Airflow's own shape
+    operator_extra_links = [StageLink(), DaskDashboardLink(), TensorBoardLink()]  # noqa: RUF012 - Airflow's own shape

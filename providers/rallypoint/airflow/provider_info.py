@@ -5,6 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 _TEXT = {"type": ["string", "null"]}
+_OBJECT = 'A JSON object, such as {"X-Name": "value"}'
+_RAY: dict[str, Any] = {
+    "connection-type": "ray",
+    "hook-class-name": "rallypoint.airflow.ray_hook.RayHook",
+    "hook-name": "Ray cluster (Rallypoint)",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login"],
+        "relabeling": {"host": "Host of the dashboard", "schema": "http or https", "password": "Token"},
+        "placeholders": {"host": "ray-head", "port": "8265", "schema": "http"},
+    },
+    "conn-fields": {
+        "verify": {
+            "label": "Certificate authority",
+            "description": "The path of a file that the dashboard's certificate is checked against; empty for the "
+            "system's authorities, false to check nothing",
+            "schema": _TEXT,
+        },
+        "headers": {"label": "Headers", "description": _OBJECT, "schema": {**_TEXT, "format": "password"}},
+        "cookies": {"label": "Cookies", "description": _OBJECT, "schema": {**_TEXT, "format": "password"}},
+        "dashboard_url": {
+            "label": "Dashboard in a browser",
+            "description": "Its address for people, if it is another one",
+            "schema": _TEXT,
+        },
+        "runtime_env": {
+            "label": "Runtime environment of the jobs",
+            "description": "Ray's runtime environment, a JSON object without secrets; a job's own comes first",
+            "schema": _TEXT,
+        },
+        "python": {"label": "Python of the nodes", "description": "python by default", "schema": _TEXT},
+        "namespace": {
+            "label": "Namespace",
+            "description": "Appended to the ids of jobs, where two orchestrators share the cluster, such as staging",
+            "schema": _TEXT,
+        },
+    },
+}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -21,13 +58,30 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "operators": [{"integration-name": "Rallypoint", "python-modules": ["rallypoint.airflow.operators"]}],
-        "hooks": [{"integration-name": "Rallypoint", "python-modules": ["rallypoint.airflow.hooks"]}],
+        "hooks": [
+            {
+                "integration-name": "Rallypoint",
+                "python-modules": ["rallypoint.airflow.hooks", "rallypoint.airflow.ray_hook"],
+            }
+        ],
         "triggers": [{"integration-name": "Rallypoint", "python-modules": ["rallypoint.airflow.triggers"]}],
         "task-decorators": [
+            {"name": "python_job", "class-name": "rallypoint.airflow.decorators.python_job_task"},
             {"name": "torch", "class-name": "rallypoint.airflow.decorators.torch_task"},
             {"name": "dask", "class-name": "rallypoint.airflow.decorators.dask_task"},
+            {"name": "tensorflow", "class-name": "rallypoint.airflow.decorators.tensorflow_task"},
+            {"name": "ray", "class-name": "rallypoint.airflow.decorators.ray_task"},
+            {"name": "ray_train", "class-name": "rallypoint.airflow.decorators.ray_train_task"},
+            {"name": "ray_tune", "class-name": "rallypoint.airflow.decorators.ray_tune_task"},
         ],
-        "extra-links": ["rallypoint.airflow.links.StageLink", "rallypoint.airflow.links.DaskDashboardLink"],
+        "extra-links": [
+            "rallypoint.airflow.links.StageLink",
+            "rallypoint.airflow.links.DaskDashboardLink",
+            "rallypoint.airflow.links.RayDashboardLink",
+            "rallypoint.airflow.links.RayServeLink",
+            "rallypoint.airflow.links.RayJobLink",
+            "rallypoint.airflow.links.TensorBoardLink",
+        ],
         "plugins": [{"name": "rallypoint", "plugin-class": "rallypoint.airflow.plugin.RallypointPlugin"}],
         "connection-types": [
             {
@@ -56,13 +110,20 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "Where jobs run, such as local:///mnt/rallypoint/runs",
                         "schema": _TEXT,
                     },
+                    "launcher_conn_id": {
+                        "label": "Connection of the launcher",
+                        "description": "Instead of a launcher: the id of a connection that says where jobs run, such "
+                        "as one of the type Ray",
+                        "schema": _TEXT,
+                    },
                     "python": {
                         "label": "Python of the jobs",
                         "description": "An interpreter on the launcher's hosts; Rallypoint need not be installed there",
                         "schema": _TEXT,
                     },
                 },
-            }
+            },
+            _RAY,
         ],
         "config": {
             "rallypoint": {
@@ -80,6 +141,14 @@ def get_provider_info() -> dict[str, Any]:
                         "version_added": "0.1.0",
                         "type": "string",
                         "example": "local:///var/lib/rallypoint/runs",
+                        "default": "",
+                    },
+                    "tensorboard_url": {
+                        "description": "A TensorBoard that somebody runs on the store (its --logdir), for the links of "
+                        "tasks; left empty, they lead to the stage's page.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "https://tensorboard.example.com",
                         "default": "",
                     },
                 },

@@ -35,6 +35,7 @@ class StageTrigger(BaseTrigger):
         rallypoint_conn_id: The connection of store and launcher.
         poll_interval: Seconds between looks.
         deadline: When the task's ``execution_timeout`` ends, in seconds since the epoch; None if it has none.
+        launcher_conn_id: The connection of the launcher, if the task names one itself.
     """
 
     def __init__(  # noqa: PLR0913 - what a trigger needs it is given by value
@@ -47,6 +48,7 @@ class StageTrigger(BaseTrigger):
         rallypoint_conn_id: str,
         poll_interval: float,
         deadline: float | None,
+        launcher_conn_id: str | None = None,
     ) -> None:
         super().__init__()
         self.stage = stage
@@ -56,10 +58,13 @@ class StageTrigger(BaseTrigger):
         self.rallypoint_conn_id = rallypoint_conn_id
         self.poll_interval = poll_interval
         self.deadline = deadline
+        self.launcher_conn_id = launcher_conn_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what makes this trigger again in another process."""
-        names = ("stage", "attempt", "owner", "store", "rallypoint_conn_id", "poll_interval", "deadline")
+        names = (
+            "stage", "attempt", "owner", "store", "rallypoint_conn_id", "poll_interval", "deadline", "launcher_conn_id",
+        )  # fmt: skip
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -112,7 +117,7 @@ class StageTrigger(BaseTrigger):
         return self._event("ended")
 
     async def _engine(self) -> Engine:
-        place = await RallypointHook(self.rallypoint_conn_id).aget_place()
+        place = await RallypointHook(self.rallypoint_conn_id, self.launcher_conn_id).aget_place()
         return place.engine(StageKey(tuple(self.stage)))
 
     def _event(self, what: str, message: str = "") -> dict[str, Any]:

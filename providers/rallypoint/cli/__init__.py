@@ -8,6 +8,7 @@
 ``run``        runs a job as a stage
 ``status``     shows stages and attempts
 ``logs``       shows what processes wrote
+``serve``      the versions of an application on Ray Serve
 ``prune``      removes what old attempts have left
 ``terminal``   what the commands share in writing to a terminal
 =============  ==========================================================================

@@ -19,12 +19,15 @@ from rallypoint.cli.place import find_stage, launcher_uri, open_store, pick_atte
 from rallypoint.cli.plan import show_gang, show_placed
 from rallypoint.cli.prune import parse_age, remove_all, show_going
 from rallypoint.cli.run import run_stage
+from rallypoint.cli.serve import serve_app
 from rallypoint.cli.status import all_attempts, last_attempts, show_stage, show_stages, stage_json, stages_json
 from rallypoint.cli.target import load_target
+from rallypoint.cli.tensorboard import NoTensorBoardError, open_tensorboard
 from rallypoint.cli.terminal import complain, output, say
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.launchers.placement import place
 from rallypoint.launchers.registry import open_launcher
+from rallypoint.spec.service_job import ServiceJob
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
@@ -62,6 +65,7 @@ _Rerun = Annotated[bool, typer.Option("--rerun", help="Run it again, as if a per
 _Attempt = Annotated[int | None, typer.Option(metavar="N", help="The attempt's number. Default: the newest.")]
 _Rank = Annotated[int | None, typer.Option(metavar="N", help="Only this rank.")]
 _Process = Annotated[str | None, typer.Option(metavar="NAME", help="Only this process, such as agent-0.")]
+_Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="The port. Default: a free one.")]
 _Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the attempt has ended.")]
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _Age = Annotated[str, typer.Option(metavar="AGE", help="How long ago it must have ended: 30d, 12h, 90m, 45s, 2w.")]
@@ -83,6 +87,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(serve_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -134,6 +139,7 @@ def run(  # noqa: PLR0913 - the options of a command are its parameters
 
     A stage that has succeeded returns its result, one that is still running is reattached to, and one that failed
     continues from its last checkpoint. Ctrl-C stops the job; any other end of this command leaves it running.
+    Of a service, such as a RayCluster, it prints the address as soon as it is ready, and holds it until it is stopped.
     """
     found = load_target(target)
     if stage is not None and not stage.strip():
@@ -144,14 +150,17 @@ def run(  # noqa: PLR0913 - the options of a command are its parameters
     owner = f"cli:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     request = Request(owner=owner, intent=Intent.RERUN if rerun else Intent.CONTINUE, resume=resume)
     try:
-        result = asyncio.run(run_stage(engine, found.job, request))
+        result = asyncio.run(
+            run_stage(engine, found.job, request, on_ready=lambda address: _print_json(address, indent=None))
+        )
     except InterruptedError as error:
         say(f"interrupted: {error}")
         raise typer.Exit(_INTERRUPTED) from None
     except KeyboardInterrupt:
         say(f"interrupted again: the job ends without this command; see rallypoint status {key.text}")
         raise typer.Exit(_INTERRUPTED) from None
-    _print_json(result, indent=None)
+    if not isinstance(found.job, ServiceJob):
+        _print_json(result, indent=None)
 
 
 @app.command()
@@ -195,6 +204,23 @@ def logs(  # noqa: PLR0913 - the options of a command are its parameters
 
 
 @app.command()
+def tensorboard(stage: _Stage, *, attempt: _Attempt = None, port: _Port = 0, store: _Store = None) -> None:
+    """Open a TensorBoard on what a stage wrote for it, on 127.0.0.1, until Ctrl-C."""
+
+    async def show() -> int:
+        engine, named = await find_stage(stage, store)
+        number = await pick_attempt(engine, named if attempt is None else attempt)
+        return await open_tensorboard(engine, number, port=port)
+
+    try:
+        code = asyncio.run(show())
+    except NoTensorBoardError as error:
+        _refuse(str(error))
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def cancel(stage: _Stage, *, yes: _Yes = False, store: _Store = None) -> None:
     """Stop a stage's running attempt; a later run continues from its last checkpoint."""
     engine, shown = asyncio.run(_newest(stage, store, any_attempt=True))
@@ -207,7 +233,8 @@ def cancel(stage: _Stage, *, yes: _Yes = False, store: _Store = None) -> None:
     asyncio.run(engine.cancel(record.number, owner=None, why="cancelled with rallypoint cancel"))
     outcome = asyncio.run(engine.read(record.number)).outcome
     if outcome is None or outcome.state is State.CANCELLED:
-        say(f"{record.id} is cancelled; the next try continues from its last checkpoint")
+        then = "starts a new one" if record.service else "continues from its last checkpoint"
+        say(f"{record.id} is cancelled; the next try {then}")
     else:
         say(f"{record.id} had ended before it was cancelled: {outcome.state.value}")
 
@@ -219,8 +246,11 @@ def forget(stage: _Stage, *, yes: _Yes = False, store: _Store = None) -> None:
     if shown is None:
         say(f"{engine.key.text} has no attempt: the next try runs it anyway")
         return
-    record, decision = shown.entry.record, decide(shown.state, Intent.RERUN)
-    if decision.stop_first:
+    record = shown.entry.record
+    decision = decide(shown.state, Intent.RERUN, service=record.service)
+    if record.service:
+        effect = "stops it, then starts a new one" if decision.stop_first else "starts a new one, as without this"
+    elif decision.stop_first:
         effect = "stops it, then launches it again from its last checkpoint"
     elif decision.from_checkpoint:
         effect = "launches it again from its last checkpoint, as it would have without this"

@@ -49,6 +49,9 @@ def show_gang(gang: Gang) -> RenderableType:
         whole.add_row("secrets", _lines(f"{name}=***" for name in sorted(gang.secrets)))
     stall = "never" if gang.stall_timeout is None else f"after {gang.stall_timeout:g} s without an event or output"
     whole.add_row("counts as hung", text(stall))
+    if gang.service:
+        lease = "until it is stopped" if gang.lease is None else f"{gang.lease:g} s after it was last used"
+        whole.add_row("service", text(f"stays when it is ready, {lease}"))
     added = f"the file stage.json, {context.STAGE_FILE}, {context.EVENTS_URI} and the store's credentials"
     whole.add_row("every attempt adds", text(added))
     return Group(whole, *(_role(role) for role in gang.roles), _macros(gang))

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rallypoint.cli.terminal import messages, text
+from rallypoint.spec.service_job import ServiceJob
 from rallypoint.stages.news import Narrator
 from rallypoint.stages.outcome import raise_for
-from rallypoint.stages.rule import Action, changed_parts
+from rallypoint.stages.rule import Action, State, changed_parts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from rallypoint.spec.job import Job
     from rallypoint.stages.attempt import Request, Started, Update
     from rallypoint.stages.engine import Engine
@@ -23,18 +26,22 @@ if TYPE_CHECKING:
 INTERVAL = timedelta(seconds=0.3)
 
 
-async def run_stage(engine: Engine, job: Job, request: Request) -> Any:
+async def run_stage(
+    engine: Engine, job: Job, request: Request, *, on_ready: Callable[[Mapping[str, Any]], None] | None = None
+) -> Any:
     """Start a stage, or go on with it, and wait for its end.
 
-    An interrupt (Ctrl-C) stops the attempt and waits until nothing of it is left.
+    An interrupt (Ctrl-C) stops the attempt and waits until nothing of it is left. A service is held, its lease renewed,
+    until it is stopped in that way or another one.
 
     Args:
         engine: The stage's engine.
         job: The job.
         request: What is wanted; its owner is this process.
+        on_ready: Is called with the address object of a service when it is ready.
 
     Returns:
-        What the job's entry returned.
+        What the job's entry returned; None for a service that was stopped.
 
     Raises:
         StageFailedError: It did not succeed.
@@ -42,16 +49,25 @@ async def run_stage(engine: Engine, job: Job, request: Request) -> Any:
     """
     with _Reporter(engine.key.text) as reporter:
         try:
-            outcome = await _follow(engine, job, request, reporter)
+            outcome = await _follow(engine, job, request, reporter, on_ready)
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()  # the interrupt is answered here, so that what follows may wait
             outcome = await _interrupted(engine, request, reporter)
+        if isinstance(job, ServiceJob) and outcome.state is State.CANCELLED:
+            reporter.say(f"{engine.key.text} is stopped")
+            return None
     raise_for(outcome)
     return outcome.result
 
 
-async def _follow(engine: Engine, job: Job, request: Request, reporter: _Reporter) -> Outcome:
+async def _follow(
+    engine: Engine,
+    job: Job,
+    request: Request,
+    reporter: _Reporter,
+    on_ready: Callable[[Mapping[str, Any]], None] | None,
+) -> Outcome:
     started = await engine.start(job, request)
     reporter.announce(started)
     if started.decision.action is Action.RETURN:
@@ -59,8 +75,12 @@ async def _follow(engine: Engine, job: Job, request: Request, reporter: _Reporte
         if changed:
             reporter.say(f"the work has changed since: {', '.join(changed)}", "yellow")
         reporter.say("give --rerun to run it again")
-    async for update in engine.watch(started.attempt, interval=INTERVAL):
+    async for update in engine.watch(started.attempt, interval=INTERVAL, hold=True):
         reporter.show(update)
+        if update.ready is not None:
+            if on_ready is not None:
+                on_ready(update.ready)
+            reporter.say(f"held until Ctrl-C here, or rallypoint cancel {engine.key.text} anywhere")
         if update.outcome is not None:
             return update.outcome
     msg = f"{started.attempt.record.id} was watched to no end"  # pragma: no cover - the last update has the outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rallypoint.cli.terminal import state_text, text, took, when
+from rallypoint.spec.service import USES
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.ledger import list_stages
 
@@ -67,6 +69,9 @@ def stage_json(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> dict
             "links": view.links,
             "result": outcome.result if outcome else None,
             "failure": outcome.failure.to_json() if outcome and outcome.failure else None,
+            "ready": shown.ready,
+            "lease": shown.entry.record.lease,
+            "lease_renewed": shown.renewed,
         },
     }
 
@@ -99,6 +104,10 @@ def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> Rend
     for artifact in view.artifacts:
         size = f" ({decimal(artifact['bytes'])})" if isinstance(artifact["bytes"], int) else ""
         facts.add_row("artifact", text(f"{artifact['uri']}{size}"))
+    if shown.ready is not None:
+        facts.add_row("ready", text(json.dumps({**shown.ready, USES: len(shown.ready[USES])})[:_MAX_RESULT]))
+    if record.service and outcome is None:
+        facts.add_row("lease", text(_lease(shown)))
     for name, url in view.links.items():
         facts.add_row("link", text(f"{name}: {url}"))
     if outcome and outcome.result is not None:
@@ -107,6 +116,14 @@ def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> Rend
     if outcome and outcome.failure:
         parts.append(text(f"\n{outcome.failure.render()}"))
     return Group(*parts)
+
+
+def _lease(shown: Snapshot) -> str:
+    seconds = shown.entry.record.lease
+    if seconds is None:
+        return "none: it stays until it is stopped"
+    ago = time.time() - (shown.renewed or shown.entry.record.created)
+    return f"{seconds:g} s, renewed {ago:.0f} s ago: it ends in {max(0.0, seconds - ago):.0f} s if nobody uses it"
 
 
 def _attempts(attempts: list[Snapshot]) -> Table:
@@ -131,7 +148,7 @@ def _processes(processes: list[ProcessView]) -> Table:
 def _how_far(shown: Snapshot) -> tuple[Text, str, str]:
     record, outcome = shown.entry.record, shown.entry.outcome
     return (
-        text(shown.view.progress_line),
+        text("ready" if shown.ready is not None else shown.view.progress_line),
         when(record.created),
         took(record.created, outcome.ended if outcome else None),
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import struct
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -111,3 +114,57 @@ def test_the_page_reads_a_connection_of_its_own_type(hostile_stage, reader, monk
     extra = {"store": str(tmp_path / "rallypoint")}
     monkeypatch.setenv("AIRFLOW_CONN_OURS", json.dumps({"conn_type": "rallypoint", "extra": extra}))
     assert reader(f"{ADDRESS}?conn=ours").status_code == 200
+
+
+def event_file(step, tag, value):
+    """An event file with one scalar, as frameworks write it."""
+    from rallypoint.stages.scalars import masked_crc
+
+    summary = b"\x0a" + bytes([len(tag)]) + tag.encode() + b"\x15" + struct.pack("<f", value)
+    event = bytes([0x10, step, 0x2A, len(summary) + 2, 0x0A, len(summary)]) + summary
+    head = struct.pack("<Q", len(event))
+    return head + struct.pack("<I", masked_crc(head)) + event + struct.pack("<I", masked_crc(event))
+
+
+def write_scalars(tmp_path, *scalars):
+    ledger = Ledger(Store.open(tmp_path / "rallypoint"), StageKey(("d", "r", "t")))
+    path = f"{ledger.data_prefix(1)}/tensorboard/events.out.tfevents.1.host"
+    data = b"".join(event_file(*scalar) for scalar in scalars)
+    asyncio.run(ledger.store.put(path, data))
+    return ledger
+
+
+def test_scalars_of_event_files_are_drawn_and_so_are_reported_metrics(hostile_stage, reader, tmp_path):
+    ledger = write_scalars(tmp_path, (1, "<b>loss</b>", 0.5), (2, "<b>loss</b>", 0.25))
+    line = json.dumps({"v": 1, "t": 9.0, "event": "metrics", "metrics": {"accuracy": 0.75, "note": "text"}})
+    asyncio.run(ledger.store.put(f"{ledger.events_prefix(1)}/rank-0.jsonl", f"{line}\n".encode()))
+    text = reader(ADDRESS).text
+    assert "&lt;b&gt;loss&lt;/b&gt;" in text
+    assert "<b>loss" not in text
+    assert 'points="2.0,2.0 318.0,78.0"' in text
+    assert "<b>accuracy</b> 0.75" in text
+    assert "<b>note</b>" not in text
+    assert "rallypoint tensorboard d/r/t --store file://" in text
+
+
+def test_a_stage_without_event_files_says_where_they_go_when_it_is_asked(hostile_stage, reader):
+    assert "tensorboard_dir" not in reader(ADDRESS).text
+    link = reader(f"{ADDRESS}/tensorboard")
+    assert link.status_code == 307
+    assert link.headers["location"].endswith(f"{ADDRESS}?conn=rallypoint_default&tensorboard=true#tensorboard")
+    assert "rallypoint.stage().tensorboard_dir" in reader(f"{ADDRESS}?tensorboard=true").text
+
+
+def test_the_link_goes_on_to_the_tensorboard_that_is_configured(hostile_stage, reader, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__RALLYPOINT__TENSORBOARD_URL", "https://tensorboard.example.com/")
+    link = reader(f"{ADDRESS}/tensorboard").headers["location"]
+    parts = urlsplit(link)
+    assert link.startswith("https://tensorboard.example.com/?runFilter=")
+    (runs,) = parse_qs(parts.query)["runFilter"]
+    assert re.search(runs, "stages/d/r/t/generations/000001/tensorboard/train")
+    monkeypatch.setenv("AIRFLOW__RALLYPOINT__TENSORBOARD_URL", "javascript:alert(1)")
+    assert "javascript" not in reader(f"{ADDRESS}/tensorboard").headers["location"]
+
+
+def test_nobody_is_sent_to_a_tensorboard_without_a_login(hostile_stage):
+    assert get(f"{ADDRESS}/tensorboard").status_code == 401

@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 import rallypoint.airflow
 from rallypoint.airflow import place as places
-from rallypoint.airflow.links import DaskDashboardLink, StageLink
+from rallypoint.airflow.links import DaskDashboardLink, StageLink, TensorBoardLink
 from rallypoint.airflow.provider_info import get_provider_info
 from rallypoint.errors import StoreError
 
@@ -65,6 +65,7 @@ def test_the_links_need_nothing_that_a_deferral_would_lose():
     page = "/rallypoint/stages/d/manual__2026-11-23T00%3A00%3A00%2B00%3A00/t/-1"
     assert StageLink().get_link(Operator(), ti_key=Instance()) == page
     assert DaskDashboardLink().get_link(Operator(), ti_key=Instance()) == f"{page}/links/Dask%20dashboard"
+    assert TensorBoardLink().get_link(Operator(), ti_key=Instance()) == f"{page}/tensorboard"
 
 
 def test_a_place_without_a_connection_is_in_airflows_home(monkeypatch, tmp_path):

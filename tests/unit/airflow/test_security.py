@@ -45,7 +45,7 @@ def test_a_serialised_dag_holds_no_secret(operator):
 def test_a_trigger_is_stored_with_ids_alone():
     values = {"stage": ["d", "r", "t"], "attempt": 1, "owner": "x", "store": "s3://b", "rallypoint_conn_id": "c"}
     _, stored = StageTrigger(**values, poll_interval=1.0, deadline=None).serialize()
-    assert stored == {**values, "poll_interval": 1.0, "deadline": None}
+    assert stored == {**values, "poll_interval": 1.0, "deadline": None, "launcher_conn_id": None}
 
 
 def test_a_place_shows_no_credentials():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
+import json
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -63,8 +66,11 @@ class StageOperator(BaseOperator):
         stall_timeout: Seconds without an event or a line of output from any process after which the job counts as
             hung, and is ended and retried. None waits for ever.
         failure_rules: What failures of this job mean, before Rallypoint's own table is asked.
+        uses: The results of the set-up tasks of the services that this job uses, such as a `RayClusterOperator`'s. They
+            live on while this task waits for its job.
         resume: When a retry may use earlier checkpoints: ``"if_same_work"``, ``"always"`` or ``"never"``.
         rallypoint_conn_id: The connection of store and launcher. The default one need not exist.
+        launcher_conn_id: A connection that says where this task's job runs instead, such as one of the type ``ray``.
         poll_interval: Seconds between looks at the job.
         deferrable: Whether to wait in the triggerer, without a worker slot.
 
@@ -75,7 +81,8 @@ class StageOperator(BaseOperator):
     job_class: ClassVar[type[Job]]
 
     template_fields: Sequence[str] = (
-        "script", "module", "args", "op_args", "op_kwargs", "job_params", "env", "python", "job_options",
+        "script", "module", "args", "op_args", "op_kwargs", "job_params", "env", "python", "uses",
+        "job_options",
     )  # fmt: skip
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "args": "py", "op_args": "py", "op_kwargs": "py", "job_params": "json", "env": "json", "job_options": "json",
@@ -101,8 +108,10 @@ class StageOperator(BaseOperator):
         keep_checkpoints: int = 3,
         stall_timeout: float | None = DEFAULT_STALL_TIMEOUT,
         failure_rules: Sequence[FailureRule] = (),
+        uses: Sequence[Any] = (),
         resume: str = Resume.IF_SAME_WORK.value,
         rallypoint_conn_id: str = DEFAULT_CONN_ID,
+        launcher_conn_id: str | None = None,
         poll_interval: float = 1.0,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         job_options: Mapping[str, Any] | None = None,
@@ -123,8 +132,10 @@ class StageOperator(BaseOperator):
         self.keep_checkpoints = keep_checkpoints
         self.stall_timeout = stall_timeout
         self.failure_rules = failure_rules
+        self.uses = uses
         self.resume = resume
         self.rallypoint_conn_id = rallypoint_conn_id
+        self.launcher_conn_id = launcher_conn_id
         self.poll_interval = poll_interval
         self.deferrable = deferrable
         self.job_options = job_options or {}
@@ -146,12 +157,15 @@ class StageOperator(BaseOperator):
         if self.poll_interval <= 0:
             raise InvalidJobError(name, "poll_interval", got=self.poll_interval, expected="seconds above 0")
         check_references(self.secrets)
+        self._check_job(_without_templates(self.job_options), _without_templates(self.env))
+
+    def _check_job(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
         self.job_class(
             Script("checked-later.py"),
             keep_checkpoints=self.keep_checkpoints,
             stall_timeout=self.stall_timeout,
-            env=_without_templates(self.env),
-            **_without_templates(self.job_options),
+            env=env,
+            **options,
         )
 
     def job(self) -> Job:
@@ -170,6 +184,7 @@ class StageOperator(BaseOperator):
             keep_checkpoints=self.keep_checkpoints,
             stall_timeout=self.stall_timeout,
             failure_rules=self.failure_rules,
+            uses=[rendered_object(each) for each in self.uses],
             **self.job_options,
         )
 
@@ -192,7 +207,7 @@ class StageOperator(BaseOperator):
         """Launch the stage, reattach to it, or return what it returned before."""
         ti = context["ti"]
         key = stage_key(ti)
-        place = RallypointHook(self.rallypoint_conn_id).get_conn()
+        place = self._place()
         request = Request(owner=str(ti.id), marker=ti.max_tries, resume=Resume(self.resume))
         try:
             started = asyncio.run(place.engine(key).start(self.job(), request))
@@ -217,7 +232,7 @@ class StageOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Deliver the result of an attempt that the trigger saw end."""
-        place = RallypointHook(self.rallypoint_conn_id).get_conn()
+        place = self._place()
         key = stage_key(context["ti"])
         if event["what"] == "timeout":
             msg = f"{event['message']} ({self.execution_timeout}): the job was stopped; a retry continues it"
@@ -231,7 +246,7 @@ class StageOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            place = RallypointHook(self.rallypoint_conn_id).get_conn()
+            place = self._place()
             engine = place.engine(stage_key(context["ti"]))
             asyncio.run(_cancel_last(engine, "the task's deferral timed out"))
             raise
@@ -254,6 +269,9 @@ class StageOperator(BaseOperator):
 
     # How it is done ------------------------------------------------------------------------------------------------
 
+    def _place(self) -> Place:
+        return RallypointHook(self.rallypoint_conn_id, self.launcher_conn_id).get_conn()
+
     def _defer(self, context: Context, place: Place, key: StageKey, attempt: Attempt, owner: str) -> None:
         deadline = None
         if self.execution_timeout is not None:
@@ -265,6 +283,7 @@ class StageOperator(BaseOperator):
                 owner=owner,
                 store=place.store,
                 rallypoint_conn_id=self.rallypoint_conn_id,
+                launcher_conn_id=self.launcher_conn_id,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
             ),
@@ -337,6 +356,14 @@ def _without_templates(values: Any) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         return {}
     return {key: value for key, value in values.items() if not (_is_jinja(value) or hasattr(value, "resolve"))}
+
+
+def rendered_object(value: Any) -> Any:
+    """Return the object that a template without native types has rendered to text."""
+    for read in (json.loads, ast.literal_eval) if isinstance(value, str) else ():
+        with suppress(ValueError, SyntaxError):
+            return read(value)
+    return value
 
 
 def _is_jinja(value: Any) -> bool:
