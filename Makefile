@@ -6,13 +6,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := airflow,prefect,torch,dask,ray,tensorflow,s3,examples
 
-.PHONY: demo demo-stop test lint types contracts check install clean screenshot
+# `make demo-prefect` runs the same pipeline on a private Prefect.
+.PHONY: demo demo-stop demo-prefect demo-prefect-stop test lint types contracts check install clean screenshot
 
 demo: $(STAMP)
 	$(BIN)/python devtools/demo.py $(if $(KEEP),--keep) $(DEMO_ARGS)
 
 demo-stop: $(STAMP)
 	$(BIN)/python devtools/demo.py --stop
+
+demo-prefect: $(STAMP)
+	$(BIN)/python devtools/demo_prefect.py $(if $(KEEP),--keep) $(DEMO_ARGS)
+
+demo-prefect-stop: $(STAMP)
+	$(BIN)/python devtools/demo_prefect.py --stop
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_ARGS)

@@ -64,6 +64,7 @@ def flights() -> None:
             ship_rallypoint=True,
             http_host="127.0.0.1",
             http_port="{{ params.serve_port }}",
+            multiple_outputs=True,
             **retry,
         )
         evaluated >> serve

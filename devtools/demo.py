@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Run a DAG in a private Airflow and show its progress.")
     parser.add_argument("--dag", default="flights", help="the DAG to run (default: %(default)s)")
-    parser.add_argument("--conf", type=_json_object, default={}, help="the run's conf, a JSON object")
+    parser.add_argument("--conf", type=json_object, default={}, help="the run's conf, a JSON object")
     parser.add_argument("--dags", type=Path, default=REPOSITORY / "dags", help="the folder of DAG files")
     parser.add_argument("--home", type=Path, default=REPOSITORY / ".demo" / "airflow", help="the Airflow home")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds until the run has to end")
@@ -286,7 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object of a command line's argument."""
     try:
         value = json.loads(text)
     except ValueError as error:

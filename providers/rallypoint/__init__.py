@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rallypoint.frameworks.python.job import PythonJob
     from rallypoint.frameworks.ray.cluster import RayCluster, RayWorkers
     from rallypoint.frameworks.ray.job import RayJob
-    from rallypoint.frameworks.ray.serve.job import RayServe, RayServeRollback, RayServeUndeploy, ServeProbe
+    from rallypoint.frameworks.ray.serve.job import RayServe, RayServeRollback, RayServeUndeploy
+    from rallypoint.frameworks.ray.serve.question import ServeProbe
     from rallypoint.frameworks.ray.train.job import RayTrain
     from rallypoint.frameworks.ray.tune import search
     from rallypoint.frameworks.ray.tune.job import RayTune
@@ -51,7 +52,7 @@ _HOMES = {
     "RayWorkers": "rallypoint.frameworks.ray.cluster",
     "Resources": "rallypoint.spec.resources",
     "Script": "rallypoint.spec.entry",
-    "ServeProbe": "rallypoint.frameworks.ray.serve.job",
+    "ServeProbe": "rallypoint.frameworks.ray.serve.question",
     "Stage": "rallypoint.worker.stage",
     "StageFailedError": "rallypoint.errors",
     "TFServingDeploy": "rallypoint.frameworks.tensorflow.serving.job",

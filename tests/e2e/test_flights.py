@@ -7,19 +7,26 @@ import signal
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+from rallypoint.worker.supervisor import free_ports
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
-def test_the_pipeline_runs_green_and_its_model_triggers_another_dag(airflow):
+def test_the_pipeline_trains_tunes_and_serves_and_its_model_triggers_another_dag(airflow):
     airflow.api.wait_until_parsed("flights_on_new_model")
     airflow.api.unpause("flights_on_new_model")
-    run = airflow.start("flights", {"epochs": 4})
+    conf = {"fraction": 0.3, "epochs": 3, "trials": 4, "serve_port": free_ports(1)[0]}
+    run = airflow.start("flights", conf)
     airflow.wait_alone("flights", run)
-    airflow.api.wait_for_run("flights", run, timeout=400)
+    airflow.api.wait_for_run("flights", run, timeout=700)
     verdict = airflow.api.xcom("flights", run, "evaluate")
     assert verdict["passed"] is True
     model = airflow.api.xcom("flights", run, "train")
-    assert model["epochs"] == 4
+    assert model["epochs"] == 3
+    assert airflow.api.xcom("flights", run, "tune")["trials"]["total"] == 4
+    served = airflow.api.xcom("flights", run, "smoke")
+    assert served["rows"] == 100
+    assert served["max_difference"] <= 1e-6
     triggered = airflow.api.wait_until(
         lambda: next(iter(airflow.api.dag_runs("flights_on_new_model")), None),
         "the run that the model triggers",
@@ -55,6 +62,9 @@ def test_clearing_a_training_whose_rank_was_killed_continues_it(airflow):
         ("example_torch_decorator", "sum_of_ranks", {"total", "world_size"}),
         ("example_dask_operator", "count", {"digits"}),
         ("example_dask_decorator", "squares", {"table"}),
+        ("example_ray_job_operator", "estimate_pi", {"pi"}),
+        ("example_ray_cluster", "count_more", {"cpus", "nodes"}),
+        ("example_tensorflow_operator", "count", {"total"}),
     ],
 )
 def test_every_example_of_the_documentation_runs(airflow, dag_id, task_id, expected):

@@ -14,13 +14,13 @@ import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 
 from rallypoint.stages.history import tensorboard_prefix
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import Ledger, Record
 from rallypoint.stages.store import Store
-from rallypoint.worker import hostprocs
 
 pytestmark = pytest.mark.engine
 
@@ -65,19 +65,6 @@ def free_port():
         return free.getsockname()[1]
 
 
-def children(pid):
-    found = []
-    for name in (name for name in os.listdir("/proc") if name.isdigit()):
-        try:
-            with open(f"/proc/{name}/stat", encoding="utf-8") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            found += [int(name), *children(int(name))]
-    return found
-
-
 def test_it_answers_with_the_stages_runs_and_ends_with_the_command(store, event_file):
     record(store, event_file)
     port = free_port()
@@ -99,7 +86,7 @@ def test_it_answers_with_the_stages_runs_and_ends_with_the_command(store, event_
         url = f"http://127.0.0.1:{port}/data/plugin/scalars/scalars?run=train&tag=loss"
         with urllib.request.urlopen(url, timeout=30) as answer:
             assert [step for _, step, _ in json.load(answer)] == [0, 1, 2]
-        started = children(process.pid)
+        started = psutil.Process(process.pid).children(recursive=True)
         assert started
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
@@ -107,7 +94,7 @@ def test_it_answers_with_the_stages_runs_and_ends_with_the_command(store, event_
         process.kill()
         process.wait()
     deadline = time.monotonic() + DEADLINE
-    while any(hostprocs.start_time(pid) is not None for pid in started):
+    while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -28,8 +28,10 @@ def test_every_public_name_is_there(name):
 def test_the_public_names_are_these():
     assert sorted(rallypoint.__all__) == rallypoint.__all__ == dir(rallypoint)
     assert rallypoint.__all__ == [
-        "DaskCluster", "DaskJob", "FailureRule", "Function", "Kind", "Module", "RallypointError", "Resources", "Script",
-        "Stage", "StageFailedError", "TorchElastic", "__version__", "stage",
+        "CloudTPU", "DaskCluster", "DaskJob", "FailureRule", "Function", "Kind", "Module", "PythonJob",
+        "RallypointError", "RayCluster", "RayJob", "RayServe", "RayServeRollback", "RayServeUndeploy", "RayTrain",
+        "RayTune", "RayWorkers", "Resources", "Script", "ServeProbe", "Stage", "StageFailedError", "TFServingDeploy",
+        "TFServingProbe", "TFServingSignature", "TensorFlowJob", "TorchElastic", "__version__", "search", "stage",
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -54,10 +55,10 @@ async def test_for_a_bucket_what_grows_is_uploaded_again_and_again(bucket):
         deadline = time.monotonic() + 30
         while await bucket.get(f"data/tensorboard/train/{FILE}") != content:
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            await asyncio.sleep(0.02)
 
 
-async def test_for_a_bucket_the_end_of_the_process_uploads_the_rest_and_leaves_no_folder(bucket, tmp_path):
+def test_for_a_bucket_the_end_of_the_process_uploads_the_rest_and_leaves_no_folder(bucket, tmp_path):
     code = f"""
         import atexit, sys
         from rallypoint.worker.context import Placement
@@ -75,5 +76,5 @@ async def test_for_a_bucket_the_end_of_the_process_uploads_the_rest_and_leaves_n
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
-    assert await bucket.get(f"data/tensorboard/{FILE}") == b"scalars"
+    assert asyncio.run(bucket.get(f"data/tensorboard/{FILE}")) == b"scalars"
     assert not Path(done.stdout.strip()).exists()

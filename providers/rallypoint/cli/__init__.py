@@ -1,17 +1,18 @@
 """The command line: plan, run and look at stages without an orchestrator, or beside one.
 
-=============  ==========================================================================
-``commands``   the commands and their options
-``target``     finds the `Job` that ``FILE.py:NAME`` names
-``place``      which store and launcher are meant, and which stage
-``plan``       shows what a job compiles to
-``run``        runs a job as a stage
-``status``     shows stages and attempts
-``logs``       shows what processes wrote
-``serve``      the versions of an application on Ray Serve
-``prune``      removes what old attempts have left
-``terminal``   what the commands share in writing to a terminal
-=============  ==========================================================================
+===============  ==========================================================================
+``commands``     the commands and their options
+``target``       finds the `Job` that ``FILE.py:NAME`` names
+``place``        which store and launcher are meant, and which stage
+``plan``         shows what a job compiles to
+``run``          runs a job as a stage
+``status``       shows stages and attempts
+``logs``         shows what processes wrote
+``serve``        the versions of an application on Ray Serve
+``prune``        removes what old attempts have left
+``tensorboard``  opens a TensorBoard on what a stage wrote for it
+``terminal``     what the commands share in writing to a terminal
+===============  ==========================================================================
 
 Exit codes: 0 success, 1 the stage failed, 2 the input was wrong or something is out of reach, 130 Ctrl-C.
 """

@@ -64,8 +64,11 @@ class Waiting(Generic[_T]):
     async def wait_async(self) -> _T:
         """Do the same without blocking the event loop of the caller, whose cancellation is the interruption."""
         self._thread.start()
+        future = asyncio.wrap_future(self._future)
+        # Nobody asks for the error of a coroutine that was interrupted: asyncio would complain.
+        future.add_done_callback(_take_error)
         try:
-            return await asyncio.shield(asyncio.wrap_future(self._future))
+            return await asyncio.shield(future)
         except asyncio.CancelledError as reason:
             self._interrupt(None if _loop_ends() else reason)
             with anyio.move_on_after(_BUDGET, shield=True):
@@ -104,3 +107,8 @@ def _loop_ends() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _take_error(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

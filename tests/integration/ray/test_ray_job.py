@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -35,6 +36,7 @@ def entry(call, *args, **kwargs):
 
 
 def squares(count):
+    import hashlib
     import os
     from pathlib import Path
 
@@ -46,7 +48,8 @@ def squares(count):
     def square(number):
         stage = rallypoint.stage()
         stage.save_artifact(lambda folder: Path(folder, str(number)).touch(), name=f"square-{number}")
-        return {"square": number * number, "stage": stage.name, "token": os.environ["TOKEN"], "of": os.environ["FROM"]}
+        token = hashlib.sha256(os.environ["TOKEN"].encode()).hexdigest()
+        return {"square": number * number, "stage": stage.name, "token": token, "of": os.environ["FROM"]}
 
     rallypoint.stage().report(step=1, total=1, cpus=ray.cluster_resources()["CPU"])
     return ray.get([square.remote(number) for number in range(count)])
@@ -77,6 +80,10 @@ def waits(folder):
     ray.get(wait.remote())
 
 
+def _digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _artifacts(folder):
     return sorted(path.name for path in folder.glob("store/stages/**/artifacts/square-*"))
 
@@ -85,7 +92,7 @@ async def test_a_function_runs_with_a_ray_of_its_own_that_is_gone_afterwards(eng
     job = RayJob(entry(squares, 2), secrets={"TOKEN": "hunter2"}, env={"FROM": "here"}, resources=Resources(cpus=2))
     update = await run(engine, job)
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
-    row = {"stage": "flights/r1/train", "token": "hunter2", "of": "here"}
+    row = {"stage": "flights/r1/train", "token": _digest("hunter2"), "of": "here"}
     assert update.outcome.result == [{"square": 0, **row}, {"square": 1, **row}]
     assert _artifacts(tmp_path) == ["square-0", "square-1"]
     assert update.view.metrics["cpus"] == 2
@@ -114,7 +121,7 @@ async def test_a_cluster_that_is_there_is_used_and_shows_no_secret(engine, ray_h
     )
     update = await run(engine, job)
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
-    row = {"stage": "flights/r1/train", "token": "a-secret-of-the-job", "of": "afar"}
+    row = {"stage": "flights/r1/train", "token": _digest("a-secret-of-the-job"), "of": "afar"}
     assert update.outcome.result == [{"square": 0, **row}]
     assert _artifacts(tmp_path) == ["square-0"]
     shown = json.dumps([ray_head.get("/api/jobs/"), ray_head.get("/api/v0/workers?limit=1000&detail=true")])

@@ -89,11 +89,11 @@ class Cluster:
         self.process.terminate()
         self.process.wait(30)
 
-    def serve(self, name):
+    def serve(self, name, policy=""):
         """Have the server serve a further model."""
         base = self.folder / name
         base.mkdir()
-        block = f"  config {{\n    name: '{name}'\n    base_path: '{base}'\n  }}\n"
+        block = f"  config {{\n    name: '{name}'\n    base_path: '{base}'\n    {policy}\n  }}\n"
         draft = self.config.with_suffix(".new")
         draft.write_text(self.config.read_text().rstrip().removesuffix("}") + block + "}\n")
         draft.rename(self.config)
@@ -255,7 +255,8 @@ async def test_a_deploy_that_is_cancelled_leaves_what_was_there(served, models, 
 # The steps, in this process ------------------------------------------------------------------------------------------
 
 
-async def test_old_versions_are_pruned_and_what_a_label_names_is_kept(cluster, served, models):
+async def test_old_versions_are_pruned_and_what_a_label_names_is_kept(cluster, models):
+    served = cluster.serve("pruned", "model_version_policy { all { } }")
     config = {"config_file": str(cluster.config)}
     served.deploy(models[2], labels=["stable"], **config)
     served.deploy(models[3], keep_versions=None, **config)
@@ -264,6 +265,16 @@ async def test_old_versions_are_pruned_and_what_a_label_names_is_kept(cluster, s
     assert last["pruned"] == [2]
     assert served.numbers() == [1, 3, 4]
     assert last["labels"] == {"stable": 1}
+    assert served.ask("/labels/stable") == [2.0, 4.0]
+
+
+async def test_a_label_whose_version_the_server_gave_up_is_told(cluster, served, models, capsys):
+    more = {"config_file": str(cluster.config)}
+    served.deploy(models[2], labels=["stable"], **more)
+    served.deploy(models[3], **more)  # the server serves the latest version alone
+    assert "the label 'stable' names version 1, which the server does not serve" in capsys.readouterr().out
+    served.deploy(models[5], labels=["stable"], **more)
+    assert served.ask("/labels/stable") == [5.0, 10.0]
 
 
 async def test_a_model_that_the_server_cannot_load_is_taken_back_with_what_the_server_said(served, models, tmp_path):

@@ -1,9 +1,9 @@
 """A small server that speaks TensorFlow Serving's REST API and really loads and runs SavedModels with TensorFlow.
 
 It stands in for ``tensorflow_model_server``, which cannot be installed here: the status API (of a model, a version, a
-label), ``:predict`` in rows and columns, the version policy ``latest``, the model config file with labels, and its two
-polls. Like the real one it loads the new version before it unloads the old one, assigns labels only to versions that
-are available, and keeps the state of versions that are gone.
+label), ``:predict`` in rows and columns, the version policies ``latest`` and ``all``, the model config file with
+labels, and its two polls. Like the real one it loads the new version before it unloads the old one, refuses a config
+with a label of a version that is not available, and keeps the state of versions that are gone.
 
 Run as ``python tf_serving_server.py PORT_FILE (--model NAME BASE_PATH | --config FILE) [--hold FILE]``. While the file
 of ``--hold`` is there, it looks at nothing.
@@ -33,6 +33,7 @@ class Model:
     def __init__(self, name: str, base_path: str) -> None:
         self.name = name
         self.base_path = base_path
+        self.serves_all = False
         self.loaded: dict[int, object] = {}
         self.states: dict[int, tuple[str, str, str]] = {}
         self.labels: dict[str, int] = {}
@@ -41,7 +42,7 @@ class Model:
         import tensorflow as tf
 
         found = sorted(int(each.name) for each in Path(self.base_path).glob("*") if each.name.isdigit())
-        aspired = found[-1:]
+        aspired = found if self.serves_all else found[-1:]
         for version in aspired:
             if version not in self.loaded and self.states.get(version, ("",))[0] != "LOADING":
                 self.states[version] = ("LOADING", "OK", "")
@@ -83,7 +84,7 @@ class ModelServer:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.models: dict[str, Model] = {}
-        self.config = ""
+        self.config = self.refused = ""
         if options.model:
             self.models[options.model[0]] = Model(*options.model)
 
@@ -106,13 +107,17 @@ class ModelServer:
             name = re.search(r"name:\s*['\"]([^'\"]+)", block)[1]
             path = re.search(r"base_path:\s*['\"]([^'\"]+)", block)[1]
             pairs = re.findall(r"version_labels\s*\{\s*key:\s*['\"]([^'\"]+)['\"],?\s*value:\s*(\d+)\s*\}", block)
-            listed[name] = (path, {label: int(version) for label, version in pairs})
-        for name, (path, labels) in listed.items():
+            serves_all = re.search(r"model_version_policy\s*\{\s*all\b", block) is not None
+            listed[name] = (path, serves_all, {label: int(version) for label, version in pairs})
+        for name, (path, serves_all, labels) in listed.items():
             model = self.models.setdefault(name, Model(name, path))
+            model.serves_all = serves_all
             model.look()
             wrong = [label for label, version in labels.items() if model.loaded.get(version) is None]
             if wrong:
-                sys.stderr.write(f"refused labels {wrong} of versions that are not available\n")
+                if text != self.refused:
+                    sys.stderr.write(f"refused labels {wrong} of {name}, whose versions are not available\n")
+                self.refused = text
                 return  # the whole config, as the real one
             model.labels = labels
         for name in self.models.keys() - listed.keys():

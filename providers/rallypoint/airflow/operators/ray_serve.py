@@ -12,7 +12,8 @@ from rallypoint.airflow.links import RayServeLink, StageLink
 from rallypoint.airflow.operators.base import StageOperator, rendered_object
 from rallypoint.airflow.place import resolve_secrets
 from rallypoint.errors import InvalidJobError
-from rallypoint.frameworks.ray.serve.job import RayServe, RayServeRollback, RayServeUndeploy, ServeJob, ServeProbe
+from rallypoint.frameworks.ray.serve.job import RayServe, RayServeRollback, RayServeUndeploy, ServeJob
+from rallypoint.frameworks.ray.serve.question import ServeProbe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rallypoint.airflow.links import StageLink, TensorBoardLink
 from rallypoint.airflow.operators.base import StageOperator
 from rallypoint.frameworks.tensorflow.job import TensorFlowJob
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+
+    from airflow.sdk import BaseOperatorLink
 
     from rallypoint.frameworks.tensorflow.job import CloudTPU
 
@@ -20,6 +23,7 @@ class TensorFlowOperator(StageOperator):
     """
 
     job_class = TensorFlowJob
+    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), TensorBoardLink())
 
     def __init__(  # noqa: PLR0913 - one keyword per option of the job
         self,

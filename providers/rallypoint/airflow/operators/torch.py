@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rallypoint.airflow.links import StageLink, TensorBoardLink
 from rallypoint.airflow.operators.base import StageOperator
 from rallypoint.frameworks.torch.job import TorchElastic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+    from airflow.sdk import BaseOperatorLink
 
 
 class TorchElasticOperator(StageOperator):
@@ -19,6 +22,7 @@ class TorchElasticOperator(StageOperator):
     """
 
     job_class = TorchElastic
+    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), TensorBoardLink())
 
     def __init__(  # noqa: PLR0913 - one keyword per option of torchrun
         self,

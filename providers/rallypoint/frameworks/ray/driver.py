@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rallypoint.frameworks.ray import environment
 from rallypoint.frameworks.ray.address import AUTO
-from rallypoint.frameworks.ray.failures import causes
+from rallypoint.frameworks.ray.failures import ClusterUnreachableError, causes
 from rallypoint.worker import context, process
 from rallypoint.worker.entry import run_entry
 
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 _LOOPBACK = "127.0.0.1"
 _TEMP = "rp-driver-"  # <_TEMP><pid>-…: Ray's files of a driver
 _LONGEST = 24  # characters of a temporary folder below which Ray's sockets still have names of at most 107 bytes
-
-
-class ClusterUnreachableError(ConnectionError):
-    """Nothing answers at the cluster's address."""
 
 
 def main(argv: list[str]) -> int:

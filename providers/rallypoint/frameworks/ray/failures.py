@@ -11,6 +11,10 @@ from rallypoint.worker import context, process
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
+class ClusterUnreachableError(ConnectionError):
+    """Nothing answers at the cluster's address."""
+
+
 def causes(error: BaseException) -> list[dict[str, Any]]:
     """Return a ``failed`` event for each failure that an exception of Ray stands for; none for any other exception."""
     failures: Any = getattr(error, "worker_failures", None)  # Ray Train's WorkerGroupError

@@ -42,7 +42,7 @@ class RayDriverJob(Job):
         if cluster is not None and SERVICE in cluster and cluster not in self.uses:
             object.__setattr__(self, "uses", (*self.uses, cluster))
         super().__post_init__()
-        if is_client(given):
+        if is_client(cluster.get("address") if cluster is not None else given):
             raise self.invalid("address", given, EXPECTED, _CLIENT_FIX)
         try:
             where = as_address(given)

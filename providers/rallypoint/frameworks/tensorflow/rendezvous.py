@@ -235,7 +235,7 @@ class Membership:
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                connection = socket.create_connection((host, port), timeout=_PAUSE + 1)
+                connection = _connected_to_another(host, port)
             except OSError as error:
                 if time.monotonic() > deadline:
                     msg = (
@@ -310,6 +310,15 @@ class _Line:
         self._connection.settimeout(_SLACK)
         while self._connection.recv(1 << 10):
             pass
+
+
+def _connected_to_another(host: str, port: int) -> socket.socket:
+    connection = socket.create_connection((host, port), timeout=_PAUSE + 1)
+    if connection.getsockname() == connection.getpeername():
+        # Where nobody listens yet, a connection on one host may get the very port it goes to, and meet itself.
+        connection.close()
+        raise ConnectionRefusedError
+    return connection
 
 
 def _listen(endpoint: str) -> socket.socket:

@@ -38,9 +38,9 @@ class RayJobsLauncher:
     """Runs gangs of one process on a Ray cluster, by plain HTTP; Ray itself is not imported here.
 
     A job's submission id is its attempt's id (and the URI's namespace), of which Ray takes one job only. That is how
-    any process finds the job, and why a second submission, late or repeated, starts nothing. Ray remembers it until the cluster ends: a cluster
-    that was restarted does not know its jobs, and they count as lost. A restarted Ray that keeps its state in Redis
-    does know them.
+    any process finds the job, and why a second submission, late or repeated, starts nothing. Ray remembers it until the
+    cluster ends: a cluster that was restarted does not know its jobs, and they count as lost. A restarted Ray that
+    keeps its state in Redis does know them.
 
     In the job, `rallypoint.worker.ray_job` starts the process under the same supervisor as the local launcher does, so
     it is ended, dumped and recorded in the same way.

@@ -2,13 +2,15 @@
 
 ================  ======================================================================
 ``job``           the jobs, as pure data
+``question``      what an application is asked, as pure data
+``failures``      what the errors of a deploy mean
 ``driver``        runs one of them: a process that needs the standard library only
 ``deploy``        apply, wait, probe, restore: the order of steps
 ``client``        the dashboard's REST API over plain HTTP
 ``live``          what the cluster says of its applications
 ``merge``         one application's config among the others'
 ``blame``         which replica failed, with which lines of its log
-``probe``         one request to a deployed application
+``probe``         sends the question, compares the answer
 ``packages``      local code, zipped and uploaded
 ``history``       the configs that were applied, which Ray does not keep
 ``lease``         one deploy at a time

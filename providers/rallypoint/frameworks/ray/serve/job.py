@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from rallypoint.errors import InvalidJobError
+from rallypoint.frameworks.ray.serve.failures import FAILURE_RULES
+from rallypoint.frameworks.ray.serve.question import ServeProbe
 from rallypoint.spec.entry import Module
-from rallypoint.spec.failure import FailureRule, Kind
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.job import Job, digest
 from rallypoint.spec.service import SERVICE
@@ -32,84 +32,6 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _PACKAGE_SCHEMES = ("gcs://", "https://", "s3://", "gs://", "azure://", "abfss://", "file://", "local://")
-
-FAILURE_RULES = (
-    FailureRule(
-        "the application did not answer as expected", Kind.USER, "compare the answer with probe=, correct one of them",
-        exception=r"(^|\.)ProbeMismatchError$",
-    ),
-    FailureRule(
-        "Ray Serve refused the config", Kind.USER, "correct the config as the message says",
-        exception=r"(^|\.)(RefusedError|NotOursError|VersionError)$",
-    ),
-    FailureRule(
-        "the application cannot be built", Kind.USER,
-        "correct import_path=, args= or the code, or put what it imports into runtime_env=",
-        exception=r"(^|\.)BuildFailedError$",
-    ),
-    FailureRule(
-        "the application did not start", Kind.UNKNOWN, "read the replica's traceback and log lines",
-        exception=r"(^|\.)DeployFailedError$",
-    ),
-    FailureRule(
-        "the cluster does not answer", Kind.RETRYABLE, "start the Ray cluster, or correct dashboard_url=",
-        exception=r"(^|\.)UnreachableError$", retry_after=30,
-    ),
-    FailureRule(
-        "another deploy came in between", Kind.RETRYABLE, "let one pipeline deploy an application at a time",
-        exception=r"(^|\.)(ConflictError|LeaseTimeoutError)$", retry_after=30,
-    ),
-)  # fmt: skip
-"""What the driver's errors mean; they come after a job's own ``failure_rules``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeProbe:
-    """One request that an application has to answer before its deploy counts as done.
-
-    Args:
-        path: Below the application's route.
-        body: JSON to ``POST``; None sends a ``GET``.
-        expect: The answer's JSON; None takes any answer with a status below 400. Of an object, keys that are not named
-            are not looked at.
-        tolerance: How far numbers may be from the expected ones.
-        timeout: Seconds until the route has to answer.
-
-    Raises:
-        InvalidJobError: A value is wrong.
-    """
-
-    path: str = "/"
-    body: Any = None
-    expect: Any = None
-    tolerance: float = 0.0
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        def invalid(name: str, expected: str) -> InvalidJobError:
-            return InvalidJobError("ServeProbe", name, got=getattr(self, name), expected=expected)
-
-        if not self.path.startswith("/"):
-            raise invalid("path", 'a path that starts with "/"')
-        if self.tolerance < 0:
-            raise invalid("tolerance", "0 or more")
-        if self.timeout <= 0:
-            raise invalid("timeout", "seconds above 0")
-        for name in ("body", "expect"):
-            try:
-                json.dumps(getattr(self, name))
-            except (TypeError, ValueError) as error:
-                raise invalid(name, f"JSON ({error})") from error
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the probe as a JSON object."""
-        return {
-            "path": self.path,
-            "body": self.body,
-            "expect": self.expect,
-            "tolerance": self.tolerance,
-            "timeout": self.timeout,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,12 +89,13 @@ class Deployer:
         except (Exception, TerminatedError) as error:
             self._take_back(entry, previous, error, is_own=is_own)
             raise
+        labels = self._labels()
         return {
             "name": self.server.name,
             "version": number,
             "path": self.versions.path(number),
             "url": f"{self.server.url}/v1/models/{self.server.name}",
-            "labels": self.labels.current() if self.labels is not None else {},
+            "labels": labels,
             "pruned": self._prune(number),
         }
 
@@ -168,6 +169,19 @@ class Deployer:
             raise ProbeMismatchError(msg)
         self.say(f"the probe was answered: {answer.text[:_SHOWN]}")
 
+    def _labels(self) -> dict[str, int]:
+        """Return the labels in the file, and say which of them the server cannot go by."""
+        if self.labels is None:
+            return {}
+        labels, served = self.labels.current(), self.server.versions()
+        for label, version in sorted(labels.items()):
+            if served.get(version, Status("")).state != AVAILABLE:
+                self.say(
+                    f"the label {label!r} names version {version}, which the server does not serve: it refuses its "
+                    "whole config file for that. Move the label, or have the version policy keep the version"
+                )
+        return labels
+
     def _tell(self, state: str) -> None:
         if state != self._reported[0] or time.monotonic() - self._reported[1] > _REPORT:
             self._reported = (state, time.monotonic())
@@ -178,18 +192,18 @@ class Deployer:
     def _take_back(self, entry: Entry, previous: int | None, error: BaseException, *, is_own: bool) -> None:
         """Take the version away, wait for the one before, and say in the error what was done."""
         self.say(f"failed: {error}")
-        if not is_own:
-            what = f"version {entry.number} was there before, and is left"
-        else:
-            with self.termination.shield(quietly=True):
-                try:
-                    if self.labels is not None:
-                        self.labels.restore()
+        with self.termination.shield(quietly=True):
+            try:
+                if self.labels is not None:
+                    self.labels.restore()
+                if is_own:
                     self.versions.remove(entry.number)
-                    self.journal.set(entry, FAILED, str(error).splitlines()[0][:_SHOWN])
+                    self.journal.set(entry, FAILED, next(iter(str(error).splitlines()), type(error).__name__)[:_SHOWN])
                     what = f"version {entry.number} was taken away; {self._wait_back(entry.number, previous)}"
-                except Exception as problem:  # noqa: BLE001 - the first error is what the user has to see
-                    what = f"version {entry.number} could not be taken away ({problem}): a retry goes on with it"
+                else:
+                    what = f"version {entry.number} was there before, and is left"
+            except Exception as problem:  # noqa: BLE001 - the first error is what the user has to see
+                what = f"version {entry.number} could not be taken away ({problem}): a retry goes on with it"
         error.args = (f"{error}; {what}",)
         self.say(what)
 

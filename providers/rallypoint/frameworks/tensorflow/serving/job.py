@@ -170,7 +170,9 @@ class TFServingDeploy(Job):
     Labels are set in the server's model config file, which holds what it serves: the server's RPC for it takes the
     place of the whole config, and none reads it. So the server has to run with ``--model_config_file``, in a folder
     that both see (a single file that is mounted into a container is not seen to be replaced), and with
-    ``--model_config_file_poll_wait_seconds``.
+    ``--model_config_file_poll_wait_seconds``. A server refuses its whole config for one label of a version that it
+    does not serve: where labels are used, let the model's version policy keep several versions, such as
+    ``latest { num_versions: 2 }``, so that a label always has one to name.
 
     Args:
         model: A SavedModel's folder, or a Keras model's file (``.keras``, ``.h5``) to be exported: a path, or a URI

@@ -97,7 +97,9 @@ class ServedLabels:
             text = self._text()
             now = labels_of(text, self._server.name)
             kept = {name: number for name, number in now.items() if number != self._version or name not in self._names}
-            self._write(text, {**{name: self._before[name] for name in self._names if name in self._before}, **kept})
+            # An attempt that was killed may have set them before: what goes away is nothing to go back to.
+            earlier = {name: number for name, number in self._before.items() if number != self._version}
+            self._write(text, {**{name: earlier[name] for name in self._names if name in earlier}, **kept})
 
     def _write(self, text: str, labels: dict[str, int]) -> None:
         self._records.write(self._file, with_labels(text, self._server.name, labels).encode())
