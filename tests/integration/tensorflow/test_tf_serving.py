@@ -131,7 +131,7 @@ class Served:
     def deploy(self, model, *, owner="a stage generation 1", **more):
         """Deploy in this process, which has TensorFlow already."""
         settings = self.job(model, **more).settings()
-        server = Server(self.cluster.url, self.name)
+        server = Server(settings["rest_url"], self.name)
         labels = None
         if settings["config_file"]:
             labels = ServedLabels(

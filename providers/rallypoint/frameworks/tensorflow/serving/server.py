@@ -20,6 +20,7 @@ AVAILABLE, END = "AVAILABLE", "END"
 _OK = ("OK", "")
 _TIMEOUT = 30.0  # seconds
 _SERVER_ERROR = 500
+_SHOWN = 500  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -123,4 +124,4 @@ def _status(given: Mapping[str, Any]) -> Status:
     status: Mapping[str, Any] = told if isinstance(told, dict) else {}
     bad = status.get("error_code", "OK") not in _OK
     error = str(status.get("error_message") or status.get("error_code")) if bad else ""
-    return Status(str(given.get("state", "")), error)
+    return Status(str(given.get("state", "")), " ".join(error.split())[:_SHOWN])
