@@ -15,7 +15,7 @@ from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 GRAPH_NODE = ".react-flow__node"
-_FLAGS = [
+FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -70,7 +70,7 @@ def screenshot(  # noqa: PLR0913 - every option is named at the call
     deadline = time.monotonic() + timeout
     address = url.rstrip("/") + "/" + path.removeprefix(url).lstrip("/")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=_FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
         try:
             page = browser.new_page(viewport={"width": size[0], "height": size[1]}, device_scale_factor=scale)
             page.set_default_timeout(timeout * 1000)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -39,6 +41,14 @@ def entry(call, *args, **kwargs):
 
 def steps(folder, name):
     return [int(line) for line in Path(folder, name).read_text().split()]
+
+
+def _recorded(folder):
+    """The epochs of the checkpoints that Ray Train would restore."""
+    for record in folder.glob("store/stages/**/checkpoint_manager_snapshot.json"):
+        with suppress(ValueError):  # it is being written
+            return [each["metrics"]["epoch"] for each in json.loads(record.read_text())["checkpoint_results"]]
+    return []
 
 
 def with_stage(folder, epochs):
@@ -132,7 +142,8 @@ async def test_a_killed_attempt_is_continued_by_ray_trains_own_restore(engine, t
     (tmp_path / "hold").touch()
     job = RayTrain(entry(with_ray, str(tmp_path), 4), num_workers=1, dashboard=False)
     started = await engine.start(job, Request(owner="try-1"))
-    await until((tmp_path / "waits").exists, deadline=DEADLINE)
+    # Ray Train's controller takes reports in a second later; what it has not taken in, a kill loses.
+    await until(lambda: (tmp_path / "waits").exists() and 2 in _recorded(tmp_path), deadline=DEADLINE)
     driver = next(pid for pid, line in jobs_left().items() if "frameworks.ray.driver" in line)
     os.kill(driver, signal.SIGKILL)
     outcome = (await finish(engine, started)).outcome

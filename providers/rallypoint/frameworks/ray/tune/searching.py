@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.frameworks.ray.tune.space import Choice, Grid, Normal, RandInt, Uniform, domain_from_json
@@ -57,9 +59,8 @@ def search_algorithm(
     seed = None if settings["seed"] is None else settings["seed"] + sweep - 1
     points = [dict(point) for point in settings["points_to_evaluate"]] if sweep == 1 else []
     if settings["search"] != "optuna":
-        generator = importlib.import_module("ray.tune.search.basic_variant").BasicVariantGenerator
         limit = settings["max_concurrent_trials"] or 0
-        return generator(points_to_evaluate=points or None, random_state=seed, max_concurrent=limit)
+        return _variants()(points_to_evaluate=points or None, random_state=seed, max_concurrent=limit)
     module = importlib.import_module("ray.tune.search.optuna")
     space = {name: optuna_distribution(value) for name, value in domains.items()}
     learned: dict[str, Any] = {"points_to_evaluate": points} if points else {}
@@ -69,6 +70,31 @@ def search_algorithm(
             "evaluated_rewards": [value for _, value in known],
         }
     return module.OptunaSearch(space=space, metric=settings["metric"], mode=settings["mode"], seed=seed, **learned)
+
+
+def _variants() -> Any:
+    """Return Ray Tune's generator of random values and grids, mended for a restored sweep.
+
+    What it saved of itself may be older than the record of the trials. Trials that have ended since would count as
+    running for ever, and with `max_concurrent_trials` no other would start.
+    """
+    base: Any = importlib.import_module("ray.tune.search.basic_variant").BasicVariantGenerator
+
+    class Variants(base):  # type: ignore[misc]  # Ray is untyped
+        def restore_from_dir(self, dirpath: str) -> None:
+            super().restore_from_dir(dirpath)
+            self._live_trials = unfinished_trials(Path(dirpath))
+
+    return Variants
+
+
+def unfinished_trials(sweep: Path) -> set[str]:
+    """Return the ids of the trials that the newest record of a sweep shows without an end."""
+    records = sorted(sweep.glob("experiment_state*.json"), key=lambda path: path.name)
+    if not records:
+        return set()
+    trials = [json.loads(state) for state, _ in json.loads(records[-1].read_text(encoding="utf-8"))["trial_data"]]
+    return {trial["trial_id"] for trial in trials if trial["status"] not in {"TERMINATED", "ERROR"}}
 
 
 def scheduler(settings: Mapping[str, Any] | None) -> Any:
