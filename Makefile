@@ -21,8 +21,9 @@ demo-prefect: $(STAMP)
 demo-prefect-stop: $(STAMP)
 	$(BIN)/python devtools/demo_prefect.py --stop
 
+# Two processes; tests that share an engine run in the same one. TEST_ARGS="-n0 -k …" runs some in this one.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,7 +10,26 @@ import uuid
 
 import pytest
 
+# Where the tests of one engine are. They run in one process, the longest first, so that two end at about the same time.
+_ENGINES = (
+    ("airflow", ("tests/e2e/test_airflow", "tests/e2e/test_flights")),
+    ("ray", ("tests/integration/ray/",)),
+    ("prefect", ("tests/integration/prefect/", "tests/e2e/test_prefect")),
+)
 S3_KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing-secret-key", "region": "us-east-1"}
+
+
+def pytest_collection_modifyitems(items):
+    """Order the tests and mark which must share a process, for `make test` runs them in two."""
+
+    def place(item):
+        path = item.path.relative_to(item.config.rootpath).as_posix()
+        engines = ((number, name) for number, (name, starts) in enumerate(_ENGINES) if path.startswith(starts))
+        return next(engines, (len(_ENGINES) + path.startswith("tests/unit/"), path))
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(place(item)[1]))
+    items.sort(key=lambda item: place(item)[0])
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ def test_a_deferred_stage_delivers_its_result_links_and_log(airflow, witness):
     run = airflow.start("deferred", {"witness": str(witness), "epochs": 4})
     airflow.wait_for_step("deferred", run, "train", 1)
     # The link is there while the job runs, and shows it.
-    (link,) = airflow.api.links("deferred", run, "train").values()
-    page = httpx.get(airflow.instance.url + link, timeout=30).text
+    links = airflow.api.links("deferred", run, "train")
+    assert set(links) == {"Rallypoint stage", "TensorBoard"}
+    page = httpx.get(airflow.instance.url + links["Rallypoint stage"], timeout=30).text
     assert "running" in page
     assert "step" in page
     airflow.api.wait_for_run("deferred", run, timeout=120)

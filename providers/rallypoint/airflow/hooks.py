@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, credentials_id, is_default_missing, launcher_id, place_of
+from rallypoint.airflow.place import DEFAULT_CONN_ID, credentials_id, is_default_missing, launcher_id, place_of
 from rallypoint.errors import RallypointError
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
+
+    from rallypoint.stages.place import Place
 
 
 class RallypointHook(BaseHook):

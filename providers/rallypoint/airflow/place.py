@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
@@ -14,49 +12,15 @@ from airflow.sdk.log import mask_secret
 
 from rallypoint.airflow.launcher_connections import launcher_of_connection
 from rallypoint.errors import InvalidJobError, StoreError
+from rallypoint.stages.place import Place, local_launcher, with_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow.sdk import Connection
 
-    from rallypoint.stages.engine import Engine
-    from rallypoint.stages.key import StageKey
-
 DEFAULT_CONN_ID = "rallypoint_default"
 SECTION = "rallypoint"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a task's stage keeps its record and runs its job.
-
-    Args:
-        store: The store's URI.
-        launcher: The launcher's URI.
-        store_options: Credentials and settings of the store.
-        launcher_options: Credentials and settings of the launcher.
-    """
-
-    store: str
-    launcher: str
-    store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    launcher_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def engine(self, key: StageKey) -> Engine:
-        """Return the engine of a stage here.
-
-        Raises:
-            StoreError: The store's URI or options are wrong.
-            LaunchError: The launcher's URI is wrong.
-        """
-        # Not at the top: DAG files import this module, and none of them needs an engine while it is read.
-        from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415
-        from rallypoint.stages.engine import Engine  # noqa: PLC0415
-        from rallypoint.stages.store import Store  # noqa: PLC0415
-
-        launcher = open_launcher(self.launcher, self.launcher_options or None)
-        return Engine(Store.open(self.store, options=self.store_options or None), key, launcher)
 
 
 def place_of(connection: Connection | None, credentials: Connection | None, runs_on: Connection | None = None) -> Place:
@@ -72,7 +36,7 @@ def place_of(connection: Connection | None, credentials: Connection | None, runs
         StoreError: The store's URI or credentials are wrong.
         LaunchError: A field of `runs_on` is wrong.
     """
-    from rallypoint.stages.store import Store  # noqa: PLC0415 - as above
+    from rallypoint.stages.store import Store  # noqa: PLC0415 - DAG files import this module
 
     extra = connection.extra_dejson if connection else {}
     home = os.environ.get("AIRFLOW_HOME") or str(Path.home() / "airflow")
@@ -82,10 +46,11 @@ def place_of(connection: Connection | None, credentials: Connection | None, runs
         uri, options = launcher_of_connection(runs_on)
         return Place(store=opened.uri, launcher=uri, store_options=_aws_options(credentials), launcher_options=options)
     launcher = extra.get("launcher") or conf.get(SECTION, "launcher", fallback="")
-    if not launcher:
-        launcher = f"local://{quote(str(opened.local_path or f'{home}/rallypoint'))}/runs"
-    if python := extra.get("python"):
-        launcher += f"{'&' if '?' in launcher else '?'}python={quote(python)}"
+    python = extra.get("python")
+    if launcher:
+        launcher = with_python(launcher, python)
+    else:
+        launcher = local_launcher(str(opened.local_path or f"{home}/rallypoint"), python=python)
     return Place(store=opened.uri, launcher=launcher, store_options=_aws_options(credentials))
 
 

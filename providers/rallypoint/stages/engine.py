@@ -157,6 +157,11 @@ class Engine:
         """
         return _attempt(await self._entry(number))
 
+    async def owned(self, owner: str) -> Attempt | None:
+        """Return the newest attempt, if it is a try's own; None if it is another's, or there is none."""
+        last = await self.ledger.last()
+        return _attempt(last) if last and last.owner == owner else None
+
     async def cancel(self, number: int, *, owner: str | None, why: str, grace: timedelta = CANCEL_GRACE) -> bool:
         """Stop an attempt, if `owner` still owns it.
 

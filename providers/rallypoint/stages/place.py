@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rallypoint.launchers.registry import open_launcher
-from rallypoint.stages.engine import Engine
-from rallypoint.stages.store import Store
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rallypoint.stages.engine import Engine
     from rallypoint.stages.key import StageKey
+    from rallypoint.stages.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,9 @@ class Place:
         Raises:
             StoreError: Its URI or options are wrong.
         """
+        # Not at the top: DAG files import this module, and none of them needs a store or an engine while it is read.
+        from rallypoint.stages.store import Store  # noqa: PLC0415
+
         return Store.open(self.store, options=self.store_options or None)
 
     def engine(self, key: StageKey) -> Engine:
@@ -47,6 +48,9 @@ class Place:
             StoreError: The store's URI or options are wrong.
             LaunchError: The launcher's URI or options are wrong.
         """
+        from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415 - as above
+        from rallypoint.stages.engine import Engine  # noqa: PLC0415 - as above
+
         return Engine(self.open_store(), key, open_launcher(self.launcher, self.launcher_options or None))
 
 

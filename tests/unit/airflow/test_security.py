@@ -12,8 +12,8 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.operators import TorchElasticOperator
-from rallypoint.airflow.place import Place
 from rallypoint.airflow.triggers import StageTrigger
+from rallypoint.stages.place import Place
 
 SECRET = "hunter2-is-a-secret"
 

@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, Tas
 
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.links import StageLink
-from rallypoint.airflow.place import DEFAULT_CONN_ID, Place, check_references, resolve_secrets
+from rallypoint.airflow.place import DEFAULT_CONN_ID, check_references, resolve_secrets
 from rallypoint.airflow.retries import StageRetryPolicy
 from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.errors import InvalidEntryError, InvalidJobError, StageUserError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from rallypoint.spec.failure import FailureRule
+    from rallypoint.stages.place import Place
 
 ATTEMPT_KEY = "rallypoint_attempt"  # the XCom that names the attempt, there from its start
 _KILL_WAIT = 4.0  # seconds; Airflow kills the process 5 s after it has asked
@@ -233,13 +234,21 @@ class StageOperator(BaseOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Deliver the result of an attempt that the trigger saw end."""
         place = self._place()
-        key = stage_key(context["ti"])
+        ti = context["ti"]
+        key = stage_key(ti)
+        engine = place.engine(key)
+        mine = asyncio.run(engine.owned(str(ti.id)))
+        if mine and mine.record.number != event["attempt"]:
+            # On SQLite Airflow gives the id of a deleted trigger to the next one: an older try's trigger, which is
+            # still being ended, then speaks for this try.
+            self.log.info("attempt %s was not ours: waiting for %s", event["attempt"], mine.record.id)
+            self._defer(context, place, key, mine, str(ti.id))
         if event["what"] == "timeout":
             msg = f"{event['message']} ({self.execution_timeout}): the job was stopped; a retry continues it"
             raise AirflowTaskTimeout(msg)
         if event["what"] == "unreachable":
             raise RuntimeError(event["message"])
-        return self._finish(context, asyncio.run(place.engine(key).read(event["attempt"])))
+        return self._finish(context, asyncio.run(engine.read(event["attempt"])))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after a deferral; a deferral that timed out stops the job first, since nothing else would."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.definitions.xcom_arg import XComArg
 
-    from rallypoint.airflow.place import Place
     from rallypoint.spec.service_job import ServiceJob
     from rallypoint.stages.attempt import Attempt
+    from rallypoint.stages.place import Place
 
 
 class ServiceOperator(StageOperator):
