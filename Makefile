@@ -23,7 +23,7 @@ demo-prefect-stop: $(STAMP)
 
 # Two processes; tests that share an engine run in the same one. TEST_ARGS="-n0 -k …" runs some in this one.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-# Where the tests of one engine are. They run in one process, the longest first, so that two end at about the same time.
+# Tests that share an engine share a process, the longest first, so that two processes end at about the same time.
 _ENGINES = (
     ("airflow", ("tests/e2e/test_airflow", "tests/e2e/test_flights")),
     ("ray", ("tests/integration/ray/",)),
@@ -19,17 +19,27 @@ _ENGINES = (
 S3_KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing-secret-key", "region": "us-east-1"}
 
 
+def _place(nodeid):
+    """Return a test's turn, and what it shares a process with: its engine's tests, or those of its file."""
+    path = nodeid.partition("::")[0]
+    engines = ((number, name) for number, (name, starts) in enumerate(_ENGINES) if path.startswith(starts))
+    return next(engines, (len(_ENGINES) + path.startswith("tests/unit/"), path))
+
+
 def pytest_collection_modifyitems(items):
-    """Order the tests and mark which must share a process, for `make test` runs them in two."""
+    items.sort(key=lambda item: _place(item.nodeid)[0])
 
-    def place(item):
-        path = item.path.relative_to(item.config.rootpath).as_posix()
-        engines = ((number, name) for number, (name, starts) in enumerate(_ENGINES) if path.startswith(starts))
-        return next(engines, (len(_ENGINES) + path.startswith("tests/unit/"), path))
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(place(item)[1]))
-    items.sort(key=lambda item: place(item)[0])
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute the tests among the processes of `make test`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByEngine(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _place(nodeid)[1]
+
+    config.option.loadscopereorder = False
+    return ByEngine(config, log)
 
 
 @pytest.fixture(scope="session")
