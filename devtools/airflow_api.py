@@ -72,7 +72,7 @@ class AirflowApi:
         return response.json() if response.content else None
 
     def wait_until_parsed(self, dag_id: str, *, timeout: float = 60) -> None:
-        """Wait until the dag-processor has stored a DAG.
+        """Wait until the dag-processor has stored a DAG, and has not missed it since.
 
         Raises:
             AirflowApiError: At the deadline; the message shows the import errors.
@@ -82,7 +82,7 @@ class AirflowApi:
             response = self._send("GET", f"/dags/{quote(dag_id)}")
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 self._log_in()
-            return response.is_success or None
+            return (response.is_success and not response.json()["is_stale"]) or None
 
         def explain() -> str:
             errors = "\n".join(f"{file}:\n{trace}" for file, trace in self.import_errors().items())

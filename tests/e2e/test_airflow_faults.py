@@ -132,19 +132,27 @@ def test_a_changed_argument_starts_from_scratch_and_the_log_says_which(airflow, 
     assert "because the work changed: argument rate changed" in airflow.api.log("changed", run, "train")
 
 
+def write_whole(dag_file, text):
+    """Write a file so that the dag-processor never reads half of it, and takes its DAGs for removed."""
+    draft = dag_file.with_suffix(".draft")
+    draft.write_text(text)
+    draft.replace(dag_file)
+
+
 def test_changed_code_and_world_size_continue_from_the_checkpoint(airflow, witness, variable):
     run = fail_once(airflow, "changed", witness)
     variable("world", "2")
     dag_file = airflow.instance.dags / "faults.py"
     text = dag_file.read_text()
-    dag_file.write_text(text.replace('"world": rallypoint.stage().world_size}', '"world": 10 * stage_size()}').replace(
+    changed = text.replace('"world": rallypoint.stage().world_size}', '"world": 10 * stage_size()}').replace(
         "def first_epoch", "def stage_size() -> int:\n    return rallypoint.stage().world_size\n\n\ndef first_epoch", 1
-    ))  # fmt: skip
+    )
+    write_whole(dag_file, changed)
     try:
         airflow.api.clear("changed", run, ["train"])
         airflow.api.wait_for_run("changed", run, timeout=120)
     finally:
-        dag_file.write_text(text)
+        write_whole(dag_file, text)
     assert airflow.api.xcom("changed", run, "train") == {"first": 3, "world": 20}
 
 
