@@ -102,7 +102,9 @@ class Place:
         self.jobs.write_text(JOBS)
         (folder / "helpers.py").write_text(HELPERS)
         self.store = folder / "store"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RALLYPOINT", "AIRFLOW"))}
+        # A terminal's width is none of a pipe's, and some library sets it for the process of the tests.
+        strange = ("RALLYPOINT", "AIRFLOW", "COLUMNS")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         self.environment = {**kept, "HOME": str(folder / "home"), "RALLYPOINT_STORE": str(self.store)}
         self.started: list[subprocess.Popen] = []
 

@@ -28,6 +28,7 @@ from rallypoint.stages.ledger import Ledger
 from rallypoint.stages.outcome import raise_for
 from rallypoint.stages.rule import Action, Intent, Resume, State
 from rallypoint.stages.store import Store
+from rallypoint.worker import hostprocs
 
 pytestmark = pytest.mark.engine
 
@@ -171,7 +172,9 @@ def bring_to(engine, job, witness, until, with_launcher):
         elif state is State.LOST:
             started = await live()
             record = Path(started.attempt.handle.details["run_dir"], "started.json")
-            os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+            pid = json.loads(record.read_text())["pid"]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: hostprocs.start_time(pid) is None)  # on a busy machine it lives a little longer
 
     return bring
 
