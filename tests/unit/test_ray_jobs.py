@@ -8,6 +8,7 @@ import io
 import json
 import os
 import zipfile
+from datetime import timedelta
 
 import pytest
 
@@ -15,9 +16,9 @@ from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, Phase, ProcessEnd, Status
 from rallypoint.launchers.ray_jobs import RayJobsLauncher, api, clients, logs, packages
 from rallypoint.launchers.ray_jobs.address import Access, Address
-from rallypoint.launchers.ray_jobs.request import FORBIDDEN, PROCESS, Ask, submission
+from rallypoint.launchers.ray_jobs.request import FORBIDDEN, PROCESS, STORE, Ask, store_mark, submission
 from rallypoint.launchers.ray_jobs.status import final_status, status_of
-from rallypoint.launchers.registry import launcher_of, open_launcher
+from rallypoint.launchers.registry import launcher_of, open_launcher, scoped
 from rallypoint.spec.gang import Gang, Macro, Role, Secret
 from rallypoint.spec.resources import Resources
 from rallypoint.worker import ray_job
@@ -102,6 +103,76 @@ def test_credentials_go_to_the_host_that_they_are_for_and_no_other(uri, same):
     assert found._access.token == ("t0ken" if same else None)
     assert launcher_of(own.uri, own) is own
     assert launcher_of("local:///tmp/runs", own).uri.startswith("local:///tmp/runs")
+
+
+# Credentials of the environment --------------------------------------------------------------------------------------
+
+TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_HEADERS")
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """Sets Ray's variables, of which there is none before; the home is an empty folder."""
+    for name in TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def put(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+
+    return put
+
+
+def access(options=None, uri="ray-jobs://head"):
+    return open_launcher(uri, options)._access
+
+
+def test_without_an_option_the_token_and_the_headers_are_those_that_rays_own_client_would_find(environment, tmp_path):
+    assert (access().token, access().headers) == (None, {})
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of the home\n")
+    assert access().token is None, "Ray reads it in its token mode alone"
+    environment(RAY_AUTH_MODE="token", RAY_JOB_HEADERS='{"X-Team": "ml"}')
+    assert (access().token, access().headers) == ("of the home", {"X-Team": "ml"})
+    (tmp_path / "file").write_text("of the file\n")
+    environment(RAY_AUTH_TOKEN_PATH=tmp_path / "file")
+    assert access().token == "of the file"
+    environment(RAY_AUTH_TOKEN="of the variable")
+    assert access().token == "of the variable"
+    environment(RAY_AUTH_MODE="disabled")
+    assert access().token is None
+
+
+def test_what_an_option_gives_is_not_looked_for(environment):
+    environment(RAY_AUTH_TOKEN="environment", RAY_JOB_HEADERS='{"X-Team": "environment"}')
+    given = access({"token": "option", "headers": {"X-Team": "option"}})
+    assert (given.token, given.headers) == ("option", {"X-Team": "option"})
+    assert access({"headers": {"authorization": "Basic abc"}}).token is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RAY_AUTH_TOKEN_PATH", "/no/such/file"),
+        ("RAY_JOB_HEADERS", "X-Key: hunter2"),
+        ("RAY_JOB_HEADERS", '["hunter2"]'),
+    ],
+)
+def test_a_variable_that_holds_no_credentials_is_named_and_not_repeated(environment, name, value):
+    environment(**{name: value})
+    with pytest.raises(LaunchError, match=name) as refused:
+        open_launcher("ray-jobs://head")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_token_of_the_environment_goes_to_no_host_that_only_a_record_names(environment):
+    environment(RAY_AUTH_TOKEN="t0ken", RAY_JOB_HEADERS='{"X-Team": "ml"}')
+    for own in (open_launcher("ray-jobs://head"), open_launcher("local:///tmp/runs")):
+        elsewhere = launcher_of("ray-jobs://somebodys-host", own)._access
+        assert (elsewhere.token, elsewhere.headers) == (None, {})
+    assert launcher_of("ray-jobs://head?python=python3", open_launcher("ray-jobs://head"))._access.token == "t0ken"
+    assert launcher_of("ray-jobs://head", None)._access.token == "t0ken", "a person looks, as by `ray job logs`"
 
 
 # What is submitted ---------------------------------------------------------------------------------------------------
@@ -274,6 +345,54 @@ async def test_an_id_that_is_none_is_never_asked_for(dashboard, attempt):
     with pytest.raises(LaunchError, match="expected one such as"):
         await dashboard.poll(Handle(dashboard.uri, attempt))
     assert dashboard.seen == []
+
+
+# Whose job it is -----------------------------------------------------------------------------------------------------
+
+
+def job_of(store, status="RUNNING"):
+    metadata = {STORE: store_mark(store)} if store else {}
+    return 200, json.dumps({"status": status, "metadata": metadata}).encode()
+
+
+async def test_a_job_of_another_store_is_found_as_one_and_neither_watched_nor_stopped_nor_deleted(dashboard):
+    own = scoped(dashboard, "file:///production")
+    dashboard.answers[:] = [job_of("file:///staging")]
+    handle = await own.find(ATTEMPT)
+    status = await own.poll(handle)
+    assert (status.phase, status.reason) == (Phase.ENDED, "error")
+    assert "of another store" in status.message
+    assert "namespace" in status.message
+    await own.cancel(handle, timedelta(0))
+    await own.cancel(Handle(own.uri, ATTEMPT), timedelta(0))  # of an attempt whose launch nobody has recorded
+    dashboard.answers[:] = [job_of("file:///staging", "SUCCEEDED")]
+    await own.clean(ATTEMPT, forget=True)
+    assert {line.partition(" ")[0] for line in dashboard.seen} == {"GET"}
+
+
+async def test_a_job_of_the_same_store_is_found_by_whoever_opens_it(dashboard):
+    dashboard.answers[:] = [job_of("file:///production")]
+    for launcher in (scoped(dashboard, "file:///production"), dashboard):
+        handle = await launcher.find(ATTEMPT)
+        assert "Ray job" in handle.links
+        assert (await launcher.poll(handle)).phase is Phase.RUNNING
+
+
+async def test_a_job_that_was_recorded_as_the_own_one_is_stopped_by_whichever_uri_its_store_is_reached(dashboard):
+    recorded = Handle(dashboard.uri, ATTEMPT, {"links": {"Ray job": "http://…"}})
+    dashboard.answers[:] = [job_of("file:///mnt/store"), (200, b"{}"), job_of("file:///mnt/store", "STOPPED")]
+    await scoped(dashboard, "file:///link-to-it").cancel(recorded, timedelta(0))
+    assert [line for line in dashboard.seen if line.startswith("POST")] == [f"POST /api/jobs/{ATTEMPT}/stop HTTP/1.1"]
+
+
+def test_a_submission_says_whose_it_is():
+    address = Address.from_uri("ray-jobs://h")
+    marks = {
+        submission(gang(), ATTEMPT, Ask(), address, mark=store_mark(store)).request["metadata"][STORE]
+        for store in ("file:///a", "file:///b", "file:///a")
+    }
+    assert len(marks) == 2
+    assert STORE not in submission(gang(), ATTEMPT, Ask(), address).request["metadata"]
 
 
 def test_an_event_loop_that_ends_closes_its_connections():

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from rallypoint.frameworks.deploy.lease import Lease
+from rallypoint.frameworks.deploy.records import open_records
+from rallypoint.frameworks.deploy.rest import RefusedError, UnreachableError
+from rallypoint.frameworks.deploy.termination import Termination
 from rallypoint.frameworks.ray.serve import history as histories
-from rallypoint.frameworks.ray.serve import lease as leases
-from rallypoint.frameworks.ray.serve.client import Dashboard, RefusedError, UnreachableError
+from rallypoint.frameworks.ray.serve.client import Dashboard
 from rallypoint.frameworks.ray.serve.cluster import ConflictError, Target
 from rallypoint.frameworks.ray.serve.history import History, cluster_id
-from rallypoint.frameworks.ray.serve.lease import Lease, LeaseTimeoutError
 from rallypoint.frameworks.ray.serve.live import Live
 from rallypoint.frameworks.ray.serve.merge import (
     SECRET,
@@ -30,9 +31,6 @@ from rallypoint.frameworks.ray.serve.merge import (
     with_variables,
 )
 from rallypoint.frameworks.ray.serve.packages import Packages, zipped
-from rallypoint.frameworks.ray.serve.probe import difference
-from rallypoint.frameworks.ray.serve.records import open_records
-from rallypoint.frameworks.ray.serve.termination import TerminatedError, Termination
 
 
 def config(name, **more):
@@ -137,56 +135,7 @@ def test_variables_are_added_beside_others():
     assert added["runtime_env"] == {"env_vars": {"A": "1", "B": "2"}}
 
 
-# The probe's answer --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("got", "expected", "tolerance", "where"),
-    [
-        ({"a": 1, "b": 2}, {"a": 1}, 0, ""),
-        ({"a": 1}, {"b": 1}, 0, "has no 'b'"),
-        ({"a": [1, 2.00001]}, {"a": [1, 2]}, 1e-3, ""),
-        ({"a": [1, 2.1]}, {"a": [1, 2]}, 1e-3, "the answer['a'][1] is 2.1, expected 2"),
-        ([1, 2], [1], 0, "has 2 items, expected 1"),
-        (True, 1, 0, "is true, expected 1"),
-        ("1", 1, 5, 'is "1", expected 1'),
-        (1, 1.0, 0, ""),
-        (None, None, 0, ""),
-    ],
-)
-def test_an_answer_differs_or_it_does_not(got, expected, tolerance, where):
-    found = difference(got, expected, tolerance=tolerance)
-    assert where in found
-    assert bool(found) == bool(where)
-
-
-# History and lease ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def records(request, tmp_path, monkeypatch):
-    if request.param == "folder":
-        return open_records((tmp_path / "a store").as_uri())
-    uri, options = request.getfixturevalue("s3_store_uri")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", options["aws_access_key_id"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options["aws_secret_access_key"])
-    monkeypatch.setenv("AWS_REGION", options["region"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint_url"])
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    return open_records(uri)
-
-
-def test_records_are_created_once_and_replaced_whole(records):
-    assert records.read("serve/x/1.json") is None
-    assert records.names("serve/x") == []
-    assert records.create("serve/x/1.json", b"one")
-    assert not records.create("serve/x/1.json", b"two")
-    records.write("serve/x/1.json", b"three")
-    assert records.read("serve/x/1.json") == b"three"
-    assert records.names("serve/x") == ["1.json"]
-    records.delete("serve/x/1.json")
-    records.delete("serve/x/1.json")
-    assert records.names("serve/x") == []
+# History -------------------------------------------------------------------------------------------------------------
 
 
 def test_versions_are_numbered_and_the_newest_comes_first(records):
@@ -209,51 +158,6 @@ def test_a_cluster_is_called_by_its_dashboard_unless_it_has_a_name():
     assert cluster_id("http://10.0.0.5:8265", None) == "10.0.0.5-8265"
     assert cluster_id("https://ray.example.com", None) == "ray.example.com-443"
     assert cluster_id("http://127.0.0.1:43211", "prod") == "prod"
-
-
-def test_one_deploy_at_a_time_holds_the_lease(records):
-    one, other = Lease(records, "leases/a", "stage 1"), Lease(records, "leases/a", "stage 2")
-    told = []
-    with one.held(within=5), pytest.raises(LeaseTimeoutError, match="another deploy, stage 1, has held leases/a"):
-        other.acquire(within=0, tell=told.append)
-    assert told == ["waiting for another deploy of leases/a: stage 1"]
-    with other.held(within=0):
-        pass
-
-
-def test_of_many_threads_one_at_a_time_is_in_the_block(tmp_path):
-    records, inside, most = open_records(tmp_path.as_uri()), [], []
-
-    def work(owner):
-        with Lease(records, "leases/a", owner).held(within=60):
-            inside.append(owner)
-            most.append(len(inside))
-            time.sleep(0.01)
-            inside.remove(owner)
-
-    threads = [threading.Thread(target=work, args=(f"stage {number}",)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert most == [1] * 8
-
-
-def test_a_dead_holders_lease_runs_out_and_a_retry_of_the_same_stage_takes_it_at_once(records):
-    now = [1000.0]
-    dead = Lease(records, "leases/a", "stage 1", clock=lambda: now[0])
-    dead.acquire(within=0, tell=print)
-    retry = Lease(records, "leases/a", "stage 1", clock=lambda: now[0])
-    retry.acquire(within=0, tell=print)
-    now[0] += leases.TTL + 1
-    other = Lease(records, "leases/a", "stage 2", clock=lambda: now[0])
-    other.acquire(within=0, tell=print)
-    with pytest.raises(LeaseTimeoutError, match="another one has taken leases/a over"):
-        retry.renew()
-    retry.release()  # what another one holds is not given back
-    third = Lease(records, "leases/a", "stage 3", clock=lambda: now[0])
-    with pytest.raises(LeaseTimeoutError):
-        third.acquire(within=0, tell=print)
 
 
 # Packages ------------------------------------------------------------------------------------------------------------
@@ -293,18 +197,20 @@ def test_folders_are_uploaded_and_come_back_after_the_cluster_forgot_them(tmp_pa
     shelf, records = Shelf(), open_records((tmp_path / "store").as_uri())
     packages = Packages(shelf, records)
     given = config("a", runtime_env={"working_dir": str(tmp_path / "code"), "py_modules": ["s3://b/c.zip"], "pip": []})
-    uploaded = packages.upload_local(given, archive=str(tmp_path / "rallypoint.zip"))
+    uploaded = packages.packed(given, archive=str(tmp_path / "rallypoint.zip"))
+    assert not shelf.packages
+    packages.send()
     modules = uploaded["runtime_env"]["py_modules"]
     assert modules[0] == "s3://b/c.zip"
     uris = [modules[1], uploaded["runtime_env"]["working_dir"]]
     assert all(uri.startswith("gcs://_ray_pkg_") and uri.endswith(".zip") for uri in uris)
     before = dict(shelf.packages)
-    assert packages.upload_local(given, archive=str(tmp_path / "rallypoint.zip")) == uploaded
+    assert packages.packed(given, archive=str(tmp_path / "rallypoint.zip")) == uploaded
     shelf.packages.clear()
     packages.restore(uploaded)
     assert shelf.packages == before
     with pytest.raises(RefusedError, match="expected a folder"):
-        packages.upload_local(config("a", runtime_env={"working_dir": str(tmp_path / "none")}), archive=None)
+        packages.packed(config("a", runtime_env={"working_dir": str(tmp_path / "none")}), archive=None)
 
 
 # Rare answers of a dashboard -----------------------------------------------------------------------------------------
@@ -416,27 +322,3 @@ def test_what_somebody_else_deployed_is_not_overwritten(dashboard, tmp_path):
     with pytest.raises(ConflictError, match="somebody else deployed 'a' meanwhile"):
         target(dashboard, tmp_path).write(config("a", args={"x": 1}), instead_of=config("a"))
     assert dashboard.written == []
-
-
-# Termination ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_signal_waits_for_the_end_of_a_write():
-    termination, done = Termination(), []
-
-    def write():
-        with termination.shield():
-            termination._on_signal()
-            done.append("written")
-
-    with pytest.raises(TerminatedError):
-        write()
-    write()  # a second signal changes nothing
-    assert done == ["written", "written"]
-
-
-def test_a_signal_during_a_restore_is_remembered_and_not_raised():
-    termination = Termination()
-    with termination.shield(quietly=True), termination.shield():
-        termination._on_signal()
-    assert termination.asked

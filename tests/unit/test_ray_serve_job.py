@@ -46,6 +46,8 @@ def serve(**more):
         ({"headers": {"X-A": "a\nb"}}, "one line"),
         ({"timeout": 0}, "seconds above 0"),
         ({"http_port": 70_000}, "from 1 to 65535"),
+        ({"keep_versions": 0}, "1 or more, a whole number, or None"),
+        ({"keep_versions": True}, "1 or more, a whole number, or None"),
         ({"probe": {"url": "/"}}, "the fields of ServeProbe"),
         ({"probe": {"path": "health"}}, "starts with"),
         ({"probe": {"path": "/"}, "route_prefix": None}, "no route to ask"),
@@ -85,11 +87,14 @@ def test_a_clusters_result_is_its_address_and_its_lease_is_renewed():
     job = serve(dashboard_url=address)
     assert job.dashboard_url == URL
     assert [ref.stage for ref in job.services()] == [("d", "r", "t")]
+    assert job.settings()["temporary"] is True
+    assert serve(uses=[{**address, "dashboard_url": "http://127.0.0.1:9"}]).settings()["temporary"] is False
 
 
 def test_another_config_is_other_work_and_another_timeout_is_not():
     one = serve(args={"model": "a"}).fingerprint()
     assert serve(args={"model": "b"}).fingerprint() != one
+    assert serve(args={"model": "a"}, keep_versions=None).fingerprint() == one
     assert serve(args={"model": "a"}, timeout=1, probe=ServeProbe(), secrets={"X": "y"}).fingerprint() == one
     assert RayServeUndeploy(name="flights", dashboard_url=URL).fingerprint()["entry"] == "ray serve undeploy flights"
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.place import DEFAULT_CONN_ID
 from rallypoint.errors import RallypointError
-from rallypoint.stages.retention import Policy, remove, survey
+from rallypoint.stages.prune import remove, survey
+from rallypoint.stages.retention import Policy
 from rallypoint.stages.store import Store
 
 if TYPE_CHECKING:
@@ -27,13 +28,15 @@ def prune_store(
 ) -> int:
     """Do what ``rallypoint prune`` does in the store of a connection.
 
-    A task with the local launcher has to run on the host whose run folders are to be removed.
+    Of a Ray Serve application the newest configs stay, as many as its `keep_versions` says, whatever their age. A task
+    with the local launcher has to run on the host whose run folders are to be removed.
 
     Args:
         older_than: How long ago an attempt must have ended.
         keep_generations: How many of a stage's newest generations stay, whatever their age.
         forget_stages: Also remove stages as a whole, with result and last checkpoint, once all of it is older. Every
-            DAG run has stages of its own, whose one generation is their newest: only this removes them.
+            DAG run has stages of its own, whose one generation is their newest: only this removes them. It also removes
+            the history of applications on clusters that were made for a run.
         rallypoint_conn_id: The connection of the store.
 
     Returns:
@@ -54,13 +57,13 @@ async def _prune(store: Store, policy: Policy) -> int:
         try:
             size = await remove(store, going)
         except RallypointError as error:
-            problems.append(f"{going.key.text}: {error}")
+            problems.append(f"{going.name}: {error}")
             continue
         freed += size
         if size:
-            log.info("%s: removed %s bytes", going.key.text, f"{size:,}")
+            log.info("%s: removed %s bytes", going.name, f"{size:,}")
         if going.problem:
-            problems.append(f"{going.key.text}: {going.problem}")
+            problems.append(f"{going.name}: {going.problem}")
     if problems:
         raise RallypointError(f"removed {freed:,} bytes, and not all that is old:\n" + "\n".join(problems))
     return freed

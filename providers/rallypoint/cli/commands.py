@@ -31,7 +31,8 @@ from rallypoint.spec.service_job import ServiceJob
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
-from rallypoint.stages.retention import Policy, survey
+from rallypoint.stages.prune import survey
+from rallypoint.stages.retention import Policy
 from rallypoint.stages.rule import Intent, Resume, State, decide
 from rallypoint.stages.text import printable
 
@@ -71,7 +72,12 @@ _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _Age = Annotated[str, typer.Option(metavar="AGE", help="How long ago it must have ended: 30d, 12h, 90m, 45s, 2w.")]
 _Keep = Annotated[int, typer.Option(metavar="N", min=1, help="Keep this many of a stage's newest generations.")]
 _Forget = Annotated[
-    bool, typer.Option("--forget-stages", help="Remove a stage with result and last checkpoint if all of it is older.")
+    bool,
+    typer.Option(
+        "--forget-stages",
+        help="Remove a stage with result and last checkpoint if all of it is older, and the history of applications on "
+        "clusters that were made for a run.",
+    ),
 ]
 _Only = Annotated[str, typer.Option("--stage", metavar="KEY", help="Only stages of this key, or with this end of it.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")]
@@ -275,10 +281,10 @@ def prune(  # noqa: PLR0913 - the options of a command are its parameters
     yes: _Yes = False,
     store: _Store = None,
 ) -> None:
-    """Remove logs, events and generations (checkpoints, artifacts) of old attempts.
+    """Remove logs, events and generations (checkpoints, artifacts) of old attempts, and old configs of applications.
 
     A stage whose last attempt is running or unknown is left alone, and so are every stage's newest generation and the
-    record of its attempts.
+    record of its attempts. Of a Ray Serve application its newest configs stay, as many as its keep_versions says.
     """
     try:
         age = parse_age(older_than)
@@ -288,13 +294,13 @@ def prune(  # noqa: PLR0913 - the options of a command are its parameters
     policy = Policy(older_than=age, keep_generations=keep_generations, forget_stages=forget_stages)
     found = asyncio.run(survey(opened, policy, stage=stage))
     show_going(found)
-    stages = sum(bool(going.parts) for going in found)
-    what = f"{decimal(sum(going.size for going in found))} of {stages} stage{'' if stages == 1 else 's'}"
-    if dry_run or not stages:
-        say(f"{what} would be removed" if stages else f"nothing in {opened.uri} is to be removed")
+    count = sum(bool(going.parts) for going in found)
+    what = f"{decimal(sum(going.size for going in found))} of {count} {'entry' if count == 1 else 'entries'}"
+    if dry_run or not count:
+        say(f"{what} would be removed" if count else f"nothing in {opened.uri} is to be removed")
     else:
         _confirm(f"remove {what}?", yes=yes)
-    if stages and not dry_run and not remove_all(opened, found):
+    if count and not dry_run and not remove_all(opened, found):
         raise typer.Exit(_USAGE)
 
 

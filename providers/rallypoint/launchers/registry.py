@@ -31,12 +31,22 @@ class Reopenable(Protocol):
         ...
 
 
-def open_launcher(uri: str, options: Mapping[str, Any] | None = None) -> Launcher:
+@runtime_checkable
+class Scoped(Protocol):
+    """A launcher that tells apart the attempts of two stores which have the same id, since both may use its cluster."""
+
+    def within(self, store: str) -> Launcher:
+        """Return the same launcher for the attempts of one store, and no other's."""
+        ...
+
+
+def open_launcher(uri: str, options: Mapping[str, Any] | None = None, *, ambient: bool = True) -> Launcher:
     """Return the launcher of a URI such as ``local:///var/lib/rallypoint/runs`` or ``ray-jobs://ray-head:8265``.
 
     Args:
         uri: Where gangs run. It is recorded and logged, so it holds no secret.
         options: Credentials and settings that the launcher takes beside it.
+        ambient: Whether it may use credentials of the environment, where it knows any.
 
     Raises:
         LaunchError: There is no launcher of that scheme, or an option is wrong.
@@ -50,13 +60,16 @@ def open_launcher(uri: str, options: Mapping[str, Any] | None = None) -> Launche
     if options and scheme in _WITHOUT_OPTIONS:
         msg = f"got the options {', '.join(sorted(options))} for a {scheme}:// launcher, expected none; leave them out"
         raise LaunchError(msg)
-    given = (options,) if options else ()
-    launcher: Launcher = getattr(import_module(module), name).from_uri(uri, *given)
+    more = {} if scheme in _WITHOUT_OPTIONS else {"options": options, "ambient": ambient}
+    launcher: Launcher = getattr(import_module(module), name).from_uri(uri, **more)
     return launcher
 
 
 def launcher_of(uri: str, own: Launcher | None) -> Launcher:
     """Return the launcher of a record: the own one if it is that, else one with its options if they are for that host.
+
+    Without an own one a person looks, and the credentials of their environment are used. Beside an own one a record's
+    URI gets no credentials but those that are for its host: who can write the store can write any host into it.
 
     Raises:
         LaunchError: There is no launcher of that scheme.
@@ -65,4 +78,9 @@ def launcher_of(uri: str, own: Launcher | None) -> Launcher:
         return open_launcher(uri)
     if own.uri == uri:
         return own
-    return (own.reopen(uri) if isinstance(own, Reopenable) else None) or open_launcher(uri)
+    return (own.reopen(uri) if isinstance(own, Reopenable) else None) or open_launcher(uri, ambient=False)
+
+
+def scoped(launcher: Launcher, store: str) -> Launcher:
+    """Return a launcher for the attempts of one store, if it can tell them from another's."""
+    return launcher.within(store) if isinstance(launcher, Scoped) else launcher

@@ -1,4 +1,4 @@
-"""The user's code in a job: a script, a module or a Python function."""
+"""The user's code in a job: a script, a module, a Python function, or a jar for those jobs that have a JVM."""
 
 from __future__ import annotations
 
@@ -154,7 +154,39 @@ class Function:
                 _cloudpickle().unregister_pickle_by_value(module)
 
 
-Entry: TypeAlias = Script | Module | Function
+@dataclass(frozen=True)
+class Jar:
+    """A Java or Scala application, which only jobs with a JVM take.
+
+    Args:
+        path: Where the jar is: a path, or a URI of Hadoop's.
+        main_class: The class whose ``main`` is run.
+        args: Its arguments.
+    """
+
+    path: str
+    main_class: str
+    args: Sequence[str] = ()
+
+    @property
+    def identity(self) -> str:
+        """What makes it the same code for a retry, whatever is in it."""
+        return f"jar {self.path} {self.main_class}"
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that belong to the fingerprint, by name."""
+        return _positions(self.args)
+
+    def command(self) -> tuple[str, ...]:
+        """The words that the job's driver takes."""
+        return ("jar", *_words((self.path, self.main_class, *self.args)))
+
+    def files(self) -> dict[str, bytes]:
+        """What has to be shipped with the gang."""
+        return {}
+
+
+Entry: TypeAlias = Script | Module | Function | Jar
 
 
 def as_entry(value: object) -> Entry:
@@ -163,7 +195,7 @@ def as_entry(value: object) -> Entry:
     Raises:
         InvalidEntryError: It is neither.
     """
-    if isinstance(value, Script | Module | Function):
+    if isinstance(value, Script | Module | Function | Jar):
         return value
     if isinstance(value, str | os.PathLike):
         return Script(os.fspath(value))

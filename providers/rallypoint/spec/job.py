@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rallypoint.errors import InvalidJobError
-from rallypoint.spec.entry import PYTHON_MINOR, Entry, Function, Script, as_entry, canonical, project_folders
+from rallypoint.spec.entry import PYTHON_MINOR, Entry, Function, Module, Script, as_entry, canonical, project_folders
 from rallypoint.spec.gang import Gang, Macro, Role, Secret, has_macro
 from rallypoint.spec.resources import Resources
 from rallypoint.spec.service import ServiceRef, services_of
@@ -52,6 +52,7 @@ class Job(ABC):
 
     kind: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
+    entries: ClassVar[tuple[type, ...]] = (Script, Module, Function)  # the kinds of code that it takes
 
     entry: Entry | Callable[..., Any] | str | os.PathLike[str] = field(kw_only=False)
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -67,12 +68,23 @@ class Job(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entry", as_entry(self.entry))
+        if not isinstance(self.entry, self.entries):
+            raise self.invalid("entry", self.entry, " or ".join(kind.__name__ for kind in self.entries))
         kept: object = self.keep_checkpoints
         if not isinstance(kept, int) or kept < 1:
             raise self.invalid("keep_checkpoints", kept, "1 or more, a whole number")
         stall: object = self.stall_timeout
         if stall is not None and (not isinstance(stall, int | float) or stall <= 0):
             raise self.invalid("stall_timeout", self.stall_timeout, "seconds above 0, or None to wait for ever")
+        self._check_variables()
+        try:
+            json.dumps(dict(self.params))
+        except (TypeError, ValueError) as error:
+            raise self.invalid("params", self.params, f"JSON values ({error})") from error
+        self.services()
+        self._check_launcher_options()
+
+    def _check_variables(self) -> None:
         for name in (*self.env, *self.secrets):
             if name.startswith(_RESERVED) or "=" in name or "\0" in name or not name:
                 raise self.invalid("env", name, f"a variable's name that does not start with {_RESERVED}")
@@ -83,12 +95,6 @@ class Job(ABC):
         for name, secret in self.secrets.items():
             if "\0" in (secret.reveal() if isinstance(secret, Secret) else secret):
                 raise self.invalid("secrets", name, "a value without NUL")
-        try:
-            json.dumps(dict(self.params))
-        except (TypeError, ValueError) as error:
-            raise self.invalid("params", self.params, f"JSON values ({error})") from error
-        self.services()
-        self._check_launcher_options()
 
     def _check_launcher_options(self) -> None:
         given: object = self.launcher_options

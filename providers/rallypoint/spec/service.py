@@ -7,7 +7,10 @@ stages that use the service; whoever waits for one of them renews these leases.
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,3 +78,14 @@ def services_of(address: object, *, job: str, name: str = USES) -> tuple[Service
         return (ServiceRef.from_json(address[SERVICE]), *others)
     except (TypeError, ValueError) as error:
         raise InvalidJobError(job, name, got=address, expected=f"{_EXPECTED} ({error})") from error
+
+
+def as_object(value: object) -> Mapping[str, Any] | None:
+    """Return an address object, also one that a template rendered to text; None for anything else."""
+    found = value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError):
+                found = read(value)
+                break
+    return found if isinstance(found, Mapping) else None

@@ -9,7 +9,8 @@
 ``view``        folds events into what is known of an attempt
 ``outcome``     judges how an attempt ended; success needs every process's word
 ``failures``    says which rank failed first, why, and whether a retry can help
-``retention``   decides what of old attempts is no longer kept, and removes it
+``prune``       what is no longer kept, of everything
+``retention``   decides that of old attempts, and removes it
 ``attempt``     what goes in and out of the engine
 ``engine``      starts, watches, concludes and cancels an attempt
 ==============  ==================================================================================

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, Launcher, Phase, Status, Waitable
-from rallypoint.launchers.registry import launcher_of
+from rallypoint.launchers.registry import launcher_of, scoped
 from rallypoint.spec.failure import FailureRule
 from rallypoint.stages.attempt import Attempt, Request, Snapshot, Started, Update
 from rallypoint.stages.events import EventReader
@@ -60,7 +60,7 @@ class Engine:
         self.store = store
         self.ledger = Ledger(store, key)
         self.key = key
-        self._launcher = launcher
+        self._launcher = scoped(launcher, store.uri) if launcher else None
 
     async def start(self, job: Job, request: Request) -> Started:
         """Launch the stage, reattach to it, or return what it returned before: whatever the retry rule says.
@@ -353,7 +353,7 @@ class Engine:
         return self._launcher
 
     def _launcher_of(self, uri: str) -> Launcher:
-        return launcher_of(uri, self._launcher)
+        return scoped(launcher_of(uri, self._launcher), self.store.uri)
 
 
 async def _rest(launcher: Launcher, handle: Handle, seconds: float) -> None:

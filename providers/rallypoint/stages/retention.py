@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rallypoint.errors import LaunchError, RallypointError, StageNotFoundError
 from rallypoint.launchers.base import Cleanable
-from rallypoint.launchers.registry import open_launcher
+from rallypoint.launchers.registry import open_launcher, scoped
 from rallypoint.stages.ledger import Ledger, list_stages
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class What(StrEnum):
     RUN = "logs and files"
     EVENTS = "events"
     RECORD = "record"  # of all attempts
+    VERSIONS = "versions"  # configs of an application
+    PACKAGES = "packages"  # code of applications
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,8 @@ class Part:
 
     Args:
         what: What it is.
-        number: The attempt's or generation's number; of a record, how many attempts it has.
+        number: The attempt's, generation's or version's number; of a record, how many attempts it has, and of packages
+            how many they are.
         size: Its bytes.
     """
 
@@ -146,6 +149,11 @@ class Going:
     launchers: tuple[tuple[int, str], ...] = ()
     parts: tuple[Part, ...] = ()
     problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The stage's key as text."""
+        return self.key.text
 
     @property
     def size(self) -> int:
@@ -205,7 +213,7 @@ async def remove(store: Store, going: Going) -> int:
         if (What.GENERATION, generation) in there:
             await store.remove(ledger.data_prefix(generation))
     for number, uri in going.launchers:
-        launcher = open_launcher(uri)
+        launcher = scoped(open_launcher(uri), store.uri)
         if isinstance(launcher, Cleanable) and (going.choice.whole or (What.RUN, number) in there):
             await launcher.clean(going.key.attempt_id(number), forget=going.choice.whole)
         if (What.EVENTS, number) in there:

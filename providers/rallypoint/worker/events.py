@@ -43,6 +43,7 @@ class EventWriter:
 
     def __init__(self, uri: str | None, process: str) -> None:
         self.process = process
+        self.has_progress = False  # whether the code itself has said how far it is
         self._sink: _Folder | _Bucket | None = None
         if uri:
             self._sink = _Folder(uri, process) if uri.startswith("file://") else _Bucket(uri, process)
@@ -69,6 +70,7 @@ class EventWriter:
         Raises:
             EventTooLargeError: The line would be larger than 1 MiB.
         """
+        self.has_progress = self.has_progress or bool(progress)
         if self._sink is not None:
             self._reports.add(metrics, progress)
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from rallypoint.worker import faults, hostprocs
 from rallypoint.worker.lease import LeaseWatch
+from rallypoint.worker.ports import free_ports
 
 HEARTBEAT = 2.0  # seconds
 TICK = 0.25  # seconds
@@ -267,15 +268,6 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports of the loopback interface that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def write_json(path: str, value: dict[str, Any], *, exclusive: bool = False, durable: bool = True) -> None:

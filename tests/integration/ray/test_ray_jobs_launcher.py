@@ -16,10 +16,9 @@ from ray_head import RayHead
 from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, Phase
 from rallypoint.launchers.ray_jobs import launcher as launcher_module
-from rallypoint.launchers.registry import launcher_of, open_launcher
+from rallypoint.launchers.registry import launcher_of, open_launcher, scoped
 from rallypoint.spec.gang import Macro, Secret
 from rallypoint.spec.shipment import ARCHIVE
-from rallypoint.worker import context
 
 pytestmark = pytest.mark.engine
 
@@ -165,17 +164,20 @@ async def test_a_job_of_another_store_is_left_alone_and_a_namespace_tells_them_a
     launcher, gang, script, attempt, end_of, tmp_path, flag, until
 ):
     path = script(f"open({str(flag)!r}, 'w'); import time; time.sleep(600)")
-    theirs = await launcher.launch(gang(path, env={context.EVENTS_URI: f"file://{tmp_path}/staging"}), attempt)
-    ours = gang(script("pass", name="ours.py"), env={context.EVENTS_URI: f"file://{tmp_path}/production"})
+    staging = scoped(launcher, f"file://{tmp_path}/staging")
+    launcher = scoped(launcher, f"file://{tmp_path}/production")
+    theirs = await staging.launch(gang(path), attempt)
+    ours = gang(script("pass", name="ours.py"))
     handle = await launcher.launch(ours, attempt)
+    assert await launcher.find(attempt) == handle
     status = await launcher.poll(handle)
     assert (status.reason, "of another store" in status.message) == ("error", True)
     await launcher.cancel(handle, GRACE)
     await until(flag.exists, deadline=DEADLINE)
-    assert (await launcher.poll(theirs)).phase is Phase.RUNNING
+    assert (await staging.poll(theirs)).phase is Phase.RUNNING
     apart = open_launcher(f"{launcher.uri}?namespace=production")
     assert (await end_of(apart, await apart.launch(ours, attempt))).reason == "completed"
-    await launcher.cancel(theirs, GRACE)
+    await staging.cancel(theirs, GRACE)
 
 
 async def test_cancel_asks_then_ends_everything_and_may_be_repeated(

@@ -19,13 +19,18 @@ from pathlib import Path
 import pytest
 
 from rallypoint import RayServe, RayServeRollback, RayServeUndeploy, ServeProbe
+from rallypoint.frameworks.deploy.rest import UnreachableError
+from rallypoint.frameworks.ray.serve.client import Dashboard
+from rallypoint.frameworks.ray.serve.cluster import Target
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.failure import Kind
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
+from rallypoint.stages.failure_table import classify
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.rule import State
 from rallypoint.stages.store import Store
+from rallypoint.worker import process
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -426,16 +431,18 @@ async def test_the_flights_model_is_served_from_the_shipped_package_and_answers_
     assert "flights" not in cluster.live()
 
 
-async def test_a_dashboard_that_does_not_answer_is_retryable(cluster):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        job = RayServeUndeploy(name="x", dashboard_url=url)
-        engine = cluster.engine()
-        started = await engine.start(job, Request(owner="try-1"))
-        await engine.cancel(1, owner=None, why="enough was seen")
-        await _end(engine, started)
-    assert (await engine.read(1)).outcome.state is State.CANCELLED
+def test_a_dashboard_that_does_not_answer_is_retryable():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens: every connection is refused
+        job = RayServeUndeploy(name="x", dashboard_url=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        dashboard = Dashboard.connect(job.dashboard_url, {}, None, verify=True)
+        with pytest.raises(UnreachableError, match=r"nothing answered at http://127\.0\.0\.1") as raised:
+            Target("x", dashboard, lease=None, termination=None).look(patience=0.5)
+    told = process.describe(raised.value)  # as the driver reports it
+    rule = classify(
+        tuple(job.failure_rules), exception=told["exception"], message=told["message"], signal=None, exit_code=1
+    )
+    assert (rule.kind, rule.title) == (Kind.RETRYABLE, "the cluster does not answer")
 
 
 def _cli(cluster, *words):

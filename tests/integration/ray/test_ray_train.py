@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -105,6 +106,34 @@ def with_ray(folder, epochs):
             ray.train.report({"epoch": epoch, "loss": 1 / epoch}, checkpoint=ray.train.Checkpoint(target))
 
 
+def on_two_nodes(folder, epochs):
+    """Train; after epoch 2 of a group of two wait for the end of one of their nodes."""
+    import time
+    from pathlib import Path
+
+    import ray
+    import torch
+    import torch.distributed as dist
+
+    import rallypoint
+
+    stage = rallypoint.stage()
+    checkpoint = stage.latest_checkpoint()
+    start = int(Path(checkpoint, "epoch").read_text()) if checkpoint else 0
+    node = ray.get_runtime_context().get_node_id()
+    Path(folder, f"{stage.world_size}-{stage.rank}").write_text(f"{node} {start}")
+    for epoch in range(start + 1, epochs + 1):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        stage.save_checkpoint(lambda target, epoch=epoch: Path(target, "epoch").write_text(str(epoch)), step=epoch)
+        stage.report(step=epoch, total=epochs, loss=1 / epoch)
+        if epoch == 2 and stage.world_size == 2:
+            dist.barrier()  # every rank has saved
+            Path(folder, f"waits-{stage.rank}").touch()
+            time.sleep(600)
+    return {"from": start, "world_size": stage.world_size, "sum": total}
+
+
 def raises(folder):
     import rallypoint
 
@@ -167,6 +196,35 @@ async def test_the_rank_that_failed_first_is_named_with_its_own_traceback(engine
     assert (failure.process, failure.kind, failure.exception) == ("rank 1", Kind.USER, "AttributeError")
     assert "None.shape" in failure.traceback
     assert "rank 1 on" in failure.headline
+
+
+async def test_a_node_that_is_killed_leaves_training_on_what_is_left(engine, ray_head, tmp_path, until):
+    # Three of the head's four CPUs, and all of the other node's: one worker for each.
+    node = await asyncio.to_thread(ray_head.add_node, 3)
+    job = RayTrain(
+        entry(on_two_nodes, str(tmp_path), 3),
+        num_workers=(1, 2),
+        resources_per_worker={"CPU": 3},
+        max_failures=2,
+        # Seconds that Ray Train waits for a group of the old size before it takes a smaller one.
+        env={"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"},
+        address=ray_head.address,
+    )
+    try:
+        started = await engine.start(job, Request(owner="try-1"))
+        await until(lambda: len(list(tmp_path.glob("waits-*"))) == 2, deadline=DEADLINE)
+        placed = {name: (tmp_path / name).read_text().split() for name in ("2-0", "2-1")}
+        assert node.node_id in {where for where, _ in placed.values()}
+        await asyncio.to_thread(node.kill)
+        update = await finish(engine, started)
+    finally:
+        await asyncio.to_thread(node.stop)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    result = update.outcome.result
+    assert (result["world_size"], result["from"], result["sum"]) == (1, 2, 1.0)
+    assert (tmp_path / "1-0").read_text() == f"{ray_head.head.node_id} 2"
+    assert await engine.ledger.numbers() == [1]  # within one attempt: the orchestrator need not retry
+    assert {"rank-0.r0", "rank-1.r0", "rank-0.r1"} <= set(update.view.processes)
 
 
 async def test_xgboost_trains_on_two_workers(engine, ray_head):

@@ -14,6 +14,7 @@ import pytest
 
 from rallypoint import Function, RayTune, search
 from rallypoint.spec.failure import Kind
+from rallypoint.spec.resources import Resources
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.rule import State
 
@@ -123,11 +124,11 @@ async def test_a_retry_runs_no_finished_trial_again_and_continues_the_interrupte
     options = {
         "space": {"width": search.grid([1, 2, 3, 4]), "hold": True},
         "search": "grid",
-        "max_concurrent_trials": 1,
         "reuse_actors": True,
         "dashboard": False,
+        "resources": Resources(cpus=2),
     }
-    job = RayTune(entry(train, str(tmp_path)), num_samples=1, **options)
+    job = RayTune(entry(train, str(tmp_path)), num_samples=1, max_concurrent_trials=1, **options)
     started = await engine.start(job, Request(owner="try-1"))
     # Ray Tune's record is written a second or two later; what is not in it, a kill loses.
     await until(lambda: _recorded(tmp_path, tmp_path / "waits"), deadline=DEADLINE)
@@ -136,11 +137,13 @@ async def test_a_retry_runs_no_finished_trial_again_and_continues_the_interrupte
     os.kill(driver, signal.SIGKILL)
     assert (await finish(engine, started)).outcome.failure.kind is Kind.RETRYABLE
     assert jobs_left() == {}
-    (tmp_path / "hold").unlink()
-    # Who asks for more on a retry gets the difference: the fingerprint is the same.
-    more = RayTune(entry(train, str(tmp_path)), num_samples=2, **options)
+    # Who asks for more on a retry gets the difference, also of trials at a time: the fingerprint is the same.
+    more = RayTune(entry(train, str(tmp_path)), num_samples=2, max_concurrent_trials=2, **options)
     assert more.fingerprint() == job.fingerprint()
-    update = await run(engine, more, "try-2")
+    started = await engine.start(more, Request(owner="try-2"))
+    await until(lambda: {(3, 2), (4, 0)} <= set(starts(tmp_path)), deadline=DEADLINE)  # the first of them is held
+    (tmp_path / "hold").unlink()
+    update = await finish(engine, started)
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
     first = starts(tmp_path)[:5]
     assert first[:3] == [(1, 0), (2, 0), (3, 0)]

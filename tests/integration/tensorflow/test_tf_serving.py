@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from rallypoint import TFServingDeploy
+from rallypoint.frameworks.deploy.rest import UnreachableError
 from rallypoint.frameworks.tensorflow.serving.deploy import Deployer, NotAvailableError
 from rallypoint.frameworks.tensorflow.serving.model import as_saved_model, content_digest
 from rallypoint.frameworks.tensorflow.serving.served_labels import LabelError, ServedLabels
-from rallypoint.frameworks.tensorflow.serving.server import Server, UnreachableError
+from rallypoint.frameworks.tensorflow.serving.server import Server
 from rallypoint.frameworks.tensorflow.serving.signature import check, read_signatures
 from rallypoint.frameworks.tensorflow.serving.versions import Journal, open_versions
 from rallypoint.launchers.local import LocalLauncher
@@ -250,6 +251,43 @@ async def test_a_deploy_that_is_cancelled_leaves_what_was_there(served, models, 
     assert served.numbers() == [1]
     assert served.states() == {1: "serving", 2: "failed"}
     assert served.ask() == [2.0, 4.0]
+
+
+@pytest.fixture
+def prefect(cluster, tmp_path, monkeypatch):
+    """Flows of this process talk to a server of their own, and their jobs run where the others do."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect_instance import PrefectInstance
+
+    monkeypatch.setenv("RALLYPOINT_STORE", cluster.store.uri)
+    monkeypatch.setenv("RALLYPOINT_LAUNCHER", cluster.launcher.uri)
+    with (
+        PrefectInstance(tmp_path / "prefect", fast=True) as instance,
+        temporary_settings({PREFECT_API_URL: instance.api_url, PREFECT_HOME: instance.home}),
+    ):
+        yield instance
+
+
+def test_a_flow_deploys_and_its_retry_returns_the_version_without_another_deploy(prefect, served, models):
+    from prefect import flow
+
+    from rallypoint.prefect import run_stage
+
+    seen = []
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def publishing():
+        job = served.job(models[2], probe={**PROBE, "expect": {"predictions": [2.0, 4.0]}})
+        seen.append(run_stage(job, name=f"deploy-{served.name}", retries=1))
+        if len(seen) == 1:
+            raise RuntimeError("what comes after the deploy fails once")
+        return seen[-1]
+
+    assert publishing() == seen[0]
+    assert (seen[0]["version"], served.numbers(), served.states()) == (1, [1], {1: "serving"})
+    assert served.ask() == [2.0, 4.0]
+    (journal,) = Journal(str(served.base)).entries()
+    assert journal.owner.endswith(f"/publishing/deploy-{served.name} generation 1")
 
 
 # The steps, in this process ------------------------------------------------------------------------------------------

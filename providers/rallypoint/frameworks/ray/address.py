@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, TypeAlias
+
+from rallypoint.spec.service import as_object
 
 Address: TypeAlias = str | Mapping[str, Any] | None
 
@@ -51,14 +50,3 @@ def as_address(value: object) -> str | None:
 def is_client(value: object) -> bool:
     """Return whether an address is Ray Client's, over which a driver runs outside of the cluster."""
     return "ray://" in str(value)
-
-
-def as_object(value: object) -> Mapping[str, Any] | None:
-    """Return an address object, also one that a template rendered to text; None for anything else."""
-    found = value
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        for read in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError):
-                found = read(value)
-                break
-    return found if isinstance(found, Mapping) else None

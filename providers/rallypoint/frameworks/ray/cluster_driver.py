@@ -6,7 +6,6 @@ this process is killed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.worker import context, process, reaper
+from rallypoint.worker.ports import EVERYWHERE, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ class Node:
 
     def __init__(self, arguments: list[str], *, drain: float = 0.0) -> None:
         self._drain = drain
-        agent, agent_grpc, runtime_env, metrics = free_ports(4)
+        agent, agent_grpc, runtime_env, metrics = free_ports(4, EVERYWHERE)
         environment = {name: value for name, value in os.environ.items() if name not in _STAGES_OWN}
         environment.pop("RAY_ADDRESS", None)
         environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = f"{drain:g}"
@@ -112,7 +112,7 @@ class Node:
 
 def head(settings: Mapping[str, Any]) -> None:
     """Run the head, say when every node has joined, and stay."""
-    dashboard, client = free_ports(2)
+    dashboard, client = free_ports(2, EVERYWHERE)
     ip, port = settings["ip"], settings["port"]
     # Short: sockets lie below it, and a socket's path has 107 bytes at the most.
     folder = tempfile.mkdtemp(prefix="rp-ray-")
@@ -177,15 +177,6 @@ def worker(settings: Mapping[str, Any]) -> None:
             raise NodeLostError(msg)
         print(f"the node ended with exit code {code}: restart {restarts} of {settings['max_restarts']}", flush=True)  # noqa: T201
         _stop.wait(min(2.0**restarts, 30.0))
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _offer(settings: Mapping[str, Any]) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rallypoint.frameworks.ray.address import EXPECTED, as_address, as_object, is_client
+from rallypoint.frameworks.ray.address import EXPECTED, as_address, is_client
 from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.job import Job
-from rallypoint.spec.service import SERVICE
+from rallypoint.spec.service import SERVICE, as_object
 
 _CLIENT_FIX = (
     "over Ray Client the driver's connection is the job's life and Train and Tune are not supported: give the GCS "

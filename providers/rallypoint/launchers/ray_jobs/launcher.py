@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, Status
 from rallypoint.launchers.ray_jobs.address import Access, Address
 from rallypoint.launchers.ray_jobs.api import PATIENT, AccessError, RayJobsApi, RequestError
+from rallypoint.launchers.ray_jobs.environment import with_environment
 from rallypoint.launchers.ray_jobs.logs import PublishedLogs
 from rallypoint.launchers.ray_jobs.request import FORBIDDEN, NAME, STORE, Ask, forbidding, store_mark, submission
 from rallypoint.launchers.ray_jobs.status import final_status, has_ended, status_of
@@ -51,6 +53,11 @@ class RayJobsLauncher:
     files of its nodes as the user that Ray runs as, can read them: Ray gives such people everything anyway. On a
     ``ray-jobs://`` address they travel unencrypted, as everything does; use ``ray-jobs+https://`` across networks.
 
+    Two stores may have a stage of the same key, and so attempts of the same id. A job's metadata says whose it is; one
+    that is another store's is never taken for the own one, watched or stopped: the attempt has failed and says so. The
+    store is no part of the id, because the same store may be reached by two URIs, and then a second try would not find
+    the first one's job.
+
     A stop that finds no job submits one that does nothing and takes the id. A job that waits for resources is stopped
     by Ray in the moment of its start, not before: until then it may be seen as running.
 
@@ -58,23 +65,29 @@ class RayJobsLauncher:
         address: The cluster's dashboard.
         access: Credentials and settings.
         ask: What every job asks of the cluster, unless it says otherwise itself.
+        store: The URI of the store whose attempts these are; None if whose they are is not to be looked at.
     """
 
-    def __init__(self, address: Address, access: Access | None = None, ask: Ask | None = None) -> None:
+    def __init__(
+        self, address: Address, access: Access | None = None, ask: Ask | None = None, *, store: str | None = None
+    ) -> None:
         self.address = address
         self._access = access or Access()
         self._ask = ask or Ask()
+        self._mark = store_mark(store) if store is not None else None
         self._api = RayJobsApi(address, self._access)
         self._nodes: OrderedDict[str, str] = OrderedDict()
         self._finals: OrderedDict[str, Status] = OrderedDict()
 
     @classmethod
-    def from_uri(cls, uri: str, options: Mapping[str, Any] | None = None) -> RayJobsLauncher:
+    def from_uri(cls, uri: str, options: Mapping[str, Any] | None = None, *, ambient: bool = True) -> RayJobsLauncher:
         """Return the launcher of ``ray-jobs://host:8265`` or ``ray-jobs+https://host``.
 
         Args:
             uri: The dashboard's address, without any secret; ``?python=`` names the nodes' Python.
             options: Credentials and settings by the names of `Access`, and what jobs ask by the names of `Ask`.
+            ambient: Whether a token and headers that no option gives are taken from the environment, where Ray's own
+                client finds them.
 
         Raises:
             LaunchError: The URI or an option is wrong.
@@ -85,7 +98,8 @@ class RayJobsLauncher:
             msg = f"got the option {min(unknown)!r} for a Ray launcher, expected one of {', '.join(sorted(known))}"
             raise LaunchError(msg)
         ask = Ask().with_options({name: given[name] for name in given.keys() & Ask.__dataclass_fields__.keys()})
-        return cls(Address.from_uri(uri), Access.from_options(given), ask)
+        address = Address.from_uri(uri)
+        return cls(address, Access.from_options(with_environment(given, os.environ) if ambient else given), ask)
 
     def reopen(self, uri: str) -> RayJobsLauncher | None:
         """Return the launcher of an older record, with this one's credentials if it is the same host; else None."""
@@ -93,6 +107,12 @@ class RayJobsLauncher:
             return None
         address = Address.from_uri(uri)
         return RayJobsLauncher(address, self._access, self._ask) if address.origin == self.address.origin else None
+
+    def within(self, store: str) -> RayJobsLauncher:
+        """Return the same launcher for the attempts of one store, and no other's."""
+        if self._mark == store_mark(store):
+            return self
+        return RayJobsLauncher(self.address, self._access, self._ask, store=store)
 
     @property
     def uri(self) -> str:
@@ -116,7 +136,7 @@ class RayJobsLauncher:
         """
         job = self._job_id(attempt)
         ask = self._ask.with_options(gang.options.get(NAME, {}))
-        ready = await asyncio.to_thread(submission, gang, attempt, ask, self.address)
+        ready = await asyncio.to_thread(submission, gang, attempt, ask, self.address, mark=self._mark)
         try:
             found = await self._api.job(job, patience=PATIENT)
         except AccessError as error:  # nothing was sent: nothing of it can come late
@@ -130,11 +150,12 @@ class RayJobsLauncher:
                 # Another submitter, or this one's first try whose answer was lost, may have been faster.
                 if (found := await self._api.job(job, patience=PATIENT)) is None:
                     raise PreflightError(str(error)) from error
-        return self._handle(attempt, foreign=found is not None and _is_foreign(found, gang))
+        return self._handle(attempt, foreign=found is not None and self._is_foreign(found))
 
     async def find(self, attempt: str) -> Handle | None:
         """Return the handle of an attempt that Ray has as a job (or may not start any more); None otherwise."""
-        return None if await self._api.job(self._job_id(attempt)) is None else self._handle(attempt)
+        found = await self._api.job(self._job_id(attempt))
+        return None if found is None else self._handle(attempt, foreign=self._is_foreign(found))
 
     async def poll(self, handle: Handle) -> Status:
         """Return where the gang stands: one request, and at its end one more for its own record of it."""
@@ -168,6 +189,8 @@ class RayJobsLauncher:
             if details is None:
                 await self._forbid(job)
                 continue
+            if not handle.details and self._is_foreign(details):  # a handle with details is of a job that was the own
+                return
             if FORBIDDEN not in (details.get("metadata") or {}) and time.monotonic() - asked >= 1.0:
                 await self._api.stop(job)  # again and again: Ray ignores one that comes before its own start
                 asked = time.monotonic()
@@ -207,10 +230,10 @@ class RayJobsLauncher:
         """
         job = self._job_id(attempt)
         details = await self._api.job(job)
-        if details is not None and not has_ended(details):
+        if details is not None and not has_ended(details) and not self._is_foreign(details):
             msg = f"the job {job} is still running on {self.uri}: stop it before it is removed"
             raise LaunchError(msg)
-        if details is not None and forget:
+        if details is not None and forget and not self._is_foreign(details):
             await self._api.delete(job)
 
     # How it is done ------------------------------------------------------------------------------------------------
@@ -220,6 +243,11 @@ class RayJobsLauncher:
             msg = f"got the attempt's id {attempt[:80]!r}, expected one such as 'rp-train-0123456789-a1'"
             raise LaunchError(msg)
         return self.address.job_id(attempt)
+
+    def _is_foreign(self, details: Mapping[str, Any]) -> bool:
+        """Return whether a job of the wanted id belongs to another store's stage of the same name."""
+        metadata = details.get("metadata") or {}
+        return self._mark is not None and FORBIDDEN not in metadata and metadata.get(STORE) != self._mark
 
     def _handle(self, attempt: str, *, foreign: bool = False) -> Handle:
         page = f"{self._access.dashboard_url or self.address.url}/#/jobs/{self.address.job_id(attempt)}"
@@ -262,9 +290,3 @@ def _keep(kept: OrderedDict[str, Any], name: str, value: Any) -> None:
     kept[name] = value
     if len(kept) > _KEPT:
         kept.popitem(last=False)
-
-
-def _is_foreign(details: Mapping[str, Any], gang: Gang) -> bool:
-    """Return whether a job of the wanted id belongs to another store's stage of the same name."""
-    metadata = details.get("metadata") or {}
-    return FORBIDDEN not in metadata and metadata.get(STORE) != store_mark(gang)

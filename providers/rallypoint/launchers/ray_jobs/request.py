@@ -15,7 +15,7 @@ from rallypoint.launchers.placement import place
 from rallypoint.launchers.ray_jobs.packages import Package, of_content, of_path, of_secret, unzip_files, zip_files
 from rallypoint.spec.gang import Macro
 from rallypoint.spec.shipment import ARCHIVE
-from rallypoint.worker import context, ray_job
+from rallypoint.worker import ray_job
 
 if TYPE_CHECKING:
     from rallypoint.launchers.ray_jobs.address import Address
@@ -104,8 +104,15 @@ class Submission:
     packages: tuple[Package, ...]
 
 
-def submission(gang: Gang, attempt: str, ask: Ask, address: Address) -> Submission:
+def submission(gang: Gang, attempt: str, ask: Ask, address: Address, *, mark: str | None = None) -> Submission:
     """Return what submits a gang as the job of that id. It reads and zips files: run it in a thread.
+
+    Args:
+        gang: The gang.
+        attempt: Its attempt's id.
+        ask: What it asks of the cluster.
+        address: The cluster.
+        mark: What tells the attempt's store from another one (`store_mark`).
 
     Raises:
         PreflightError: The gang has more than one process, or a local folder cannot be sent.
@@ -143,7 +150,7 @@ def submission(gang: Gang, attempt: str, ask: Ask, address: Address) -> Submissi
             **ask.metadata,
             ATTEMPT: attempt,
             PROCESS: placed["processes"][0]["name"],
-            STORE: store_mark(gang),
+            **({STORE: mark} if mark else {}),
         },
     }
     amounts = {
@@ -166,10 +173,9 @@ def forbidding(job_id: str) -> dict[str, Any]:
     }
 
 
-def store_mark(gang: Gang) -> str:
-    """Return what tells the stages of two stores apart, which may have equal keys and run on one cluster."""
-    events = next((role.env[context.EVENTS_URI] for role in gang.roles if context.EVENTS_URI in role.env), "")
-    return hashlib.sha256(events.encode()).hexdigest()[:16]
+def store_mark(store: str) -> str:
+    """Return what tells two stores apart, whose stages may have equal keys and run on one cluster, by their URI."""
+    return hashlib.sha256(store.encode()).hexdigest()[:16]
 
 
 def check_one_process(gang: Gang) -> None:

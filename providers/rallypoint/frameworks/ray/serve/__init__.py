@@ -6,15 +6,14 @@
 ``failures``      what the errors of a deploy mean
 ``driver``        runs one of them: a process that needs the standard library only
 ``deploy``        apply, wait, probe, restore: the order of steps
-``client``        the dashboard's REST API over plain HTTP
+``client``        the dashboard's REST API
 ``live``          what the cluster says of its applications
 ``merge``         one application's config among the others'
 ``blame``         which replica failed, with which lines of its log
-``probe``         sends the question, compares the answer
+``probe``         sends the question, and looks at the answer
 ``packages``      local code, zipped and uploaded
 ``history``       the configs that were applied, which Ray does not keep
-``lease``         one deploy at a time
-``records``       small objects in the store, some of them created only once
-``termination``   SIGTERM as an exception, but not in the middle of a write
 ================  ======================================================================
+
+HTTP, leases and the like are those of every deploy: `rallypoint.frameworks.deploy`.
 """

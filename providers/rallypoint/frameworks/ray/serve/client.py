@@ -1,8 +1,4 @@
-"""The REST API of a Ray dashboard over plain HTTP: Serve's applications, packages and log files.
-
-Only the standard library is used, so that a deploy needs nothing installed where it runs. Redirects are not followed:
-they come from a proxy that wants a login, and would carry the token elsewhere.
-"""
+"""The REST API of a Ray dashboard: Serve's applications, packages and log files."""
 
 from __future__ import annotations
 
@@ -10,13 +6,20 @@ import http.client
 import json
 import os
 import ssl
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
+
+from rallypoint.frameworks.deploy.rest import (
+    SERVER_ERROR,
+    TIMEOUT,
+    Answer,
+    RefusedError,
+    UnreachableError,
+    ask,
+    json_headers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,74 +28,8 @@ APPLICATIONS = "/api/serve/applications/"
 TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name, Ray's own
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - likewise
 HEADERS = "RAY_JOB_HEADERS"  # JSON, as Ray's own command line reads it
-READ_TIMEOUT = 30.0  # seconds
 WRITE_TIMEOUT = 120.0  # seconds: the first write starts Serve's controller and proxies
-_SHOWN = 500  # characters of an answer in an error
-_SERVER_ERROR = 500
 _MAX_LOG = 1 << 20  # bytes
-
-
-class UnreachableError(ConnectionError):
-    """The dashboard does not answer, or not now; another try may succeed."""
-
-
-class RefusedError(RuntimeError):
-    """The dashboard answers and refuses: another try fails in the same way."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server answered.
-
-    Args:
-        status: The HTTP status.
-        body: The bytes.
-    """
-
-    status: int
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        """The beginning of the body, for an error."""
-        return self.body.decode(errors="replace").strip()[:_SHOWN]
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def ask(  # noqa: PLR0913 - what an HTTP request is made of
-    url: str,
-    *,
-    method: str = "GET",
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout: float = READ_TIMEOUT,
-    tls: ssl.SSLContext | None = None,
-) -> Answer:
-    """Send one request and return the answer, whatever its status.
-
-    Raises:
-        UnreachableError: There was none.
-    """
-    request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))  # noqa: S310 - checked
-    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-    if tls is not None:
-        handlers.append(urllib.request.HTTPSHandler(context=tls))
-    if _is_loopback(url):
-        handlers.append(urllib.request.ProxyHandler({}))  # no proxy of this machine's network reaches itself
-    try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
-            return Answer(answer.status, answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, error.read())
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        msg = f"nothing answered at {url} ({type(error).__name__}: {reason})"
-        raise UnreachableError(msg) from error
 
 
 @dataclass(frozen=True)
@@ -180,9 +117,7 @@ class Dashboard:
             raise RefusedError(msg)
         return value
 
-    def _ask(
-        self, path: str, *, method: str = "GET", body: bytes | None = None, timeout: float = READ_TIMEOUT
-    ) -> Answer:
+    def _ask(self, path: str, *, method: str = "GET", body: bytes | None = None, timeout: float = TIMEOUT) -> Answer:
         headers = {**self.headers, **({"Content-Type": "application/json"} if body else {})}
         tls = ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https:") else None
         if tls is not None and not self.verify:
@@ -203,7 +138,7 @@ class Dashboard:
             msg = f"{where} is not there: expected the dashboard of a Ray cluster, 2.50 or newer"
         elif answer.status == http.client.NOT_IMPLEMENTED:
             msg = f"the cluster at {self.url} has no Ray Serve ({answer.text}): install ray[serve] on its head"
-        elif answer.status >= _SERVER_ERROR:
+        elif answer.status >= SERVER_ERROR:
             msg = f"{where} answered {answer.status}: {answer.text}"
             raise UnreachableError(msg)
         else:
@@ -212,16 +147,7 @@ class Dashboard:
 
 
 def _secret_headers(environment: Mapping[str, str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    if text := environment.get(HEADERS):
-        try:
-            given = json.loads(text)
-        except ValueError:
-            given = None
-        if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-            msg = f'got a {HEADERS} that is no JSON object of text, expected one such as {{"Cookie": "…"}}'
-            raise RefusedError(msg)
-        found |= given
+    found = json_headers(HEADERS, environment)
     token = environment.get(TOKEN)
     if not token and (path := environment.get(TOKEN_PATH)):
         try:
@@ -230,11 +156,3 @@ def _secret_headers(environment: Mapping[str, str]) -> dict[str, str]:
             msg = f"cannot read the token that {TOKEN_PATH} names: {error}"
             raise RefusedError(msg) from error
     return found | ({"Authorization": f"Bearer {token}"} if token else {})
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -6,16 +6,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.frameworks.ray.serve.client import RefusedError, UnreachableError
+from rallypoint.frameworks.deploy.rest import RefusedError, UnreachableError
 from rallypoint.frameworks.ray.serve.live import DELETING, Application, Live
 from rallypoint.frameworks.ray.serve.merge import merged, same, taken_route
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rallypoint.frameworks.deploy.lease import Lease
+    from rallypoint.frameworks.deploy.termination import Termination
     from rallypoint.frameworks.ray.serve.client import Dashboard
-    from rallypoint.frameworks.ray.serve.lease import Lease
-    from rallypoint.frameworks.ray.serve.termination import Termination
 
 WRITES = 5  # how often a config is written that another writer took away
 _PAUSE = 1.0  # seconds between two tries of a dashboard that does not answer

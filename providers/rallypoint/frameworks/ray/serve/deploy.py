@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rallypoint.frameworks.deploy.lease import Lease, LeaseTimeoutError
+from rallypoint.frameworks.deploy.rest import UnreachableError
+from rallypoint.frameworks.deploy.termination import TerminatedError
 from rallypoint.frameworks.ray.serve.blame import blame
-from rallypoint.frameworks.ray.serve.client import UnreachableError
 from rallypoint.frameworks.ray.serve.cluster import ConflictError, Target
-from rallypoint.frameworks.ray.serve.history import DEPLOYING, FAILED, REMOVED, RUNNING, History, Version
-from rallypoint.frameworks.ray.serve.lease import Lease, LeaseTimeoutError
+from rallypoint.frameworks.ray.serve.history import DEPLOYING, FAILED, KEEP_VERSIONS, REMOVED, RUNNING, History, Version
 from rallypoint.frameworks.ray.serve.live import DEPLOY_FAILED, UNHEALTHY
 from rallypoint.frameworks.ray.serve.merge import (
     SECRET,
@@ -23,7 +24,6 @@ from rallypoint.frameworks.ray.serve.merge import (
     with_variables,
 )
 from rallypoint.frameworks.ray.serve.probe import probe
-from rallypoint.frameworks.ray.serve.termination import TerminatedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -103,7 +103,7 @@ class Deployer:
                 self.packages.restore(stored)
                 return self._deploy(stored, source)
             config = self.settings["config"]
-            config = self.packages.upload_local(config, archive=archive if self.settings["ship_rallypoint"] else None)
+            config = self.packages.packed(config, archive=archive if self.settings["ship_rallypoint"] else None)
             return self._deploy(with_variables(config, dict.fromkeys(self.settings["replica_secrets"], SECRET)), None)
 
     # Deploy ----------------------------------------------------------------------------------------------------------
@@ -123,6 +123,7 @@ class Deployer:
         else:
             version, previous = self._begin(stored, before, source), before
         try:
+            self.packages.send()  # after the version is written: a prune removes what no version names
             self._tell_http_options(live)
             self.target.write(config, instead_of=previous, http_options=self.settings.get("http_options"))
             application = self._wait(config, previous)
@@ -155,6 +156,9 @@ class Deployer:
             dashboard_url=self.settings["dashboard_url"],
             session=self.session,
             source=source,
+            keep_versions=self.settings.get("keep_versions", newest.keep_versions if newest else KEEP_VERSIONS),
+            temporary=self.settings["temporary"]
+            or bool(newest and newest.temporary and newest.session == self.session),
         )
         self.say(
             f"version {version.number} of {self.target.name!r}" + (f", which is version {source}" if source else "")

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rallypoint.frameworks.ray.serve.client import Dashboard, UnreachableError
+from rallypoint.frameworks.deploy.lease import Lease
+from rallypoint.frameworks.deploy.records import open_records
+from rallypoint.frameworks.deploy.rest import UnreachableError
+from rallypoint.frameworks.deploy.termination import Termination
+from rallypoint.frameworks.ray.serve.client import Dashboard
 from rallypoint.frameworks.ray.serve.cluster import Target
 from rallypoint.frameworks.ray.serve.deploy import Deployer, DeployFailedError
 from rallypoint.frameworks.ray.serve.history import History, cluster_id, lease_folder
-from rallypoint.frameworks.ray.serve.lease import Lease
 from rallypoint.frameworks.ray.serve.packages import Packages
-from rallypoint.frameworks.ray.serve.records import open_records
-from rallypoint.frameworks.ray.serve.termination import Termination
 from rallypoint.worker import context, process
 from rallypoint.worker.stage import stage
 

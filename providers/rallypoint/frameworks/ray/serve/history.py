@@ -1,7 +1,8 @@
 """The configs that were applied, which Ray does not keep: ``serve/<cluster>/<application>/<number>.json``.
 
 A version is written before it is applied, with what was there before it, so that a retry of a deploy that was killed
-knows what to restore. Values of environment variables that nobody gave in clear are kept nowhere.
+knows what to restore. Values of environment variables that nobody gave in clear are kept nowhere. What is no longer
+kept is for `rallypoint.stages.deploy_retention` to say.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from rallypoint.frameworks.ray.serve.records import Records
+    from rallypoint.frameworks.deploy.records import Records
 
 ROOT = "serve"
 LEASES = "serve-leases"
 PACKAGES = "serve-packages"
+KEEP_VERSIONS = 20  # by default
 
 DEPLOYING, RUNNING, REMOVED, FAILED = "deploying", "running", "removed", "failed"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -48,6 +50,8 @@ class Version:
         reason: Why it failed, in a line.
         replicas: How many ran when it was done.
         url: Where it is served.
+        keep_versions: How many of the newest versions a prune leaves; None for all.
+        temporary: Whether a stage made the cluster, which then ends with its run.
         created: Seconds since the epoch.
         ended: Likewise, once it is no longer deploying.
     """
@@ -66,6 +70,8 @@ class Version:
     reason: str = ""
     replicas: int | None = None
     url: str = ""
+    keep_versions: int | None = KEEP_VERSIONS
+    temporary: bool = False
     created: float = field(default_factory=time.time)
     ended: float | None = None
 

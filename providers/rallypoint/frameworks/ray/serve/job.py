@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from rallypoint.frameworks.ray.serve.failures import FAILURE_RULES
+from rallypoint.frameworks.ray.serve.history import KEEP_VERSIONS
 from rallypoint.frameworks.ray.serve.question import ServeProbe
 from rallypoint.spec.entry import Module
 from rallypoint.spec.gang import Macro, Role
@@ -143,13 +144,14 @@ class ServeJob(Job):
             "ca_file": self.ca_file,
             "verify": self.verify,
             "secret_names": sorted(self.secrets),
+            "temporary": any(use.get("dashboard_url") == self.dashboard_url for use in self.uses),
         }
 
     def fingerprint(self) -> dict[str, str]:
         """Return what makes two attempts the same work: the application, where it is, and its config, as digests."""
         about_how = {
             "v", "action", "timeout", "restore_timeout", "poll_interval", "headers", "ca_file", "verify",
-            "secret_names", "probe",
+            "secret_names", "probe", "temporary", "keep_versions",
         }  # fmt: skip
         parts = {name: digest(value) for name, value in self.settings().items() if name not in about_how}
         return {"entry": f"ray serve {self.action} {self.name}", **parts}
@@ -162,7 +164,7 @@ class RayServe(ServeJob):
     The live config is read, this application's part replaced, and the whole applied; then the application has to be
     ``RUNNING`` with all replicas of its deployments, and to answer the `probe`. Otherwise its previous config is
     applied again (or it is removed, if there was none), and the stage fails with what the failed replica said. A retry
-    goes on where the last attempt was. Each applied config is kept in the store, for `RayServeRollback`.
+    goes on where the last attempt was. Each applied config is kept in the store, for `RayServeRollback`, until a prune.
 
     The result is ``{"name", "route_prefix", "url", "version", "replicas"}``.
 
@@ -186,6 +188,8 @@ class RayServe(ServeJob):
         probe: A request that it has to answer.
         http_host: Where Serve's HTTP proxy listens, if this deploy is the first that Serve is started for.
         http_port: Its port, likewise.
+        keep_versions: How many versions of the application ``rallypoint prune`` leaves in the store, with the code that
+            they need; None for all. The one that runs and the one to roll back to stay in any case.
 
     Raises:
         InvalidJobError: A value is wrong.
@@ -207,6 +211,7 @@ class RayServe(ServeJob):
     probe: ServeProbe | Mapping[str, Any] | None = None
     http_host: str | None = None
     http_port: int | None = None
+    keep_versions: int | None = KEEP_VERSIONS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,6 +238,9 @@ class RayServe(ServeJob):
         port: object = self.http_port
         if port is not None and (not isinstance(port, int) or not 0 < port < 1 << 16):
             raise self.invalid("http_port", port, "a port from 1 to 65535, or None for Ray's default")
+        kept: object = self.keep_versions
+        if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 1):
+            raise self.invalid("keep_versions", kept, "1 or more, a whole number, or None to keep all")
 
     def _check_json(self) -> None:
         for name in ("args", "runtime_env", "options"):
@@ -305,6 +313,7 @@ class RayServe(ServeJob):
             "ship_rallypoint": self.ship_rallypoint,
             "replica_secrets": sorted(self.replica_secrets),
             "probe": probe.to_json() if isinstance(probe, ServeProbe) else None,
+            "keep_versions": self.keep_versions,
             "http_options": {
                 name: value for name, value in (("host", self.http_host), ("port", self.http_port)) if value is not None
             },

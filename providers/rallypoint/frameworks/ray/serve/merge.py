@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.frameworks.ray.serve.client import RefusedError
+from rallypoint.frameworks.deploy.rest import RefusedError
 from rallypoint.frameworks.ray.serve.live import DELETING
 
 if TYPE_CHECKING:

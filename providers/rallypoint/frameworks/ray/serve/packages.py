@@ -12,14 +12,14 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.frameworks.ray.serve.client import RefusedError
+from rallypoint.frameworks.deploy.rest import RefusedError
 from rallypoint.frameworks.ray.serve.history import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from rallypoint.frameworks.deploy.records import Records
     from rallypoint.frameworks.ray.serve.client import Dashboard
-    from rallypoint.frameworks.ray.serve.records import Records
 
 MAX_PACKAGE = 500 << 20  # bytes: what Ray's control store takes
 _SCHEME = "gcs://"
@@ -39,9 +39,10 @@ class Packages:
     def __init__(self, dashboard: Dashboard, records: Records) -> None:
         self._dashboard = dashboard
         self._records = records
+        self._packed: dict[str, bytes] = {}
 
-    def upload_local(self, config: Mapping[str, Any], *, archive: str | None) -> dict[str, Any]:
-        """Return a config with URIs in the place of folders, which are uploaded.
+    def packed(self, config: Mapping[str, Any], *, archive: str | None) -> dict[str, Any]:
+        """Return a config with URIs in the place of folders, which are zipped; `send` makes them be there.
 
         Args:
             config: The application's config.
@@ -53,12 +54,20 @@ class Packages:
         runtime_env = dict(config.get("runtime_env") or {})
         modules = [self._uri(path, parent=True) for path in runtime_env.get("py_modules") or []]
         if archive is not None:
-            modules.append(self._keep(Path(archive).read_bytes()))
+            modules.append(self._pack(Path(archive).read_bytes()))
         if modules:
             runtime_env["py_modules"] = modules
         if folder := runtime_env.get("working_dir"):
             runtime_env["working_dir"] = self._uri(folder, parent=False)
         return {**config, "runtime_env": runtime_env} if runtime_env else dict(config)
+
+    def send(self) -> None:
+        """Store and upload what `packed` has zipped."""
+        while self._packed:
+            name, data = self._packed.popitem()
+            self._records.create(f"{PACKAGES}/{name}", data)
+            if not self._dashboard.has_package(name):
+                self._dashboard.put_package(name, data)
 
     def restore(self, config: Mapping[str, Any]) -> None:
         """Upload what a config needs and the cluster has forgotten, from the store."""
@@ -71,13 +80,13 @@ class Packages:
         if not path.startswith("/"):
             return path
         if path.endswith((".zip", ".whl")) and Path(path).is_file():
-            return self._keep(Path(path).read_bytes(), path[-4:])
+            return self._pack(Path(path).read_bytes(), path[-4:])
         if not Path(path).is_dir():
             msg = f"got {path!r} in runtime_env, expected a folder, .zip or .whl on this host: correct the path"
             raise RefusedError(msg)
-        return self._keep(zipped(Path(path), parent=parent))
+        return self._pack(zipped(Path(path), parent=parent))
 
-    def _keep(self, data: bytes, suffix: str = ".zip") -> str:
+    def _pack(self, data: bytes, suffix: str = ".zip") -> str:
         if len(data) >= MAX_PACKAGE:
             msg = (
                 f"got a package of {len(data):,} bytes, expected less than {MAX_PACKAGE:,}: leave data out of the "
@@ -85,9 +94,7 @@ class Packages:
             )
             raise RefusedError(msg)
         name = f"{_PREFIX}{hashlib.sha256(data).hexdigest()[:40]}{suffix}"
-        self._records.create(f"{PACKAGES}/{name}", data)
-        if not self._dashboard.has_package(name):
-            self._dashboard.put_package(name, data)
+        self._packed[name] = data
         return f"{_SCHEME}{name}"
 
 

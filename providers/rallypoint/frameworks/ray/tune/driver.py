@@ -136,7 +136,7 @@ class Sweeps:
             results = _whole(tuner, samples * self._settings["grid"])
             if results is not None:
                 return results
-            _set_limits(tuner, self._settings, left)
+            _set_limits(tuner, self._settings, left, Path(path) if self._storage.is_folder else None)
         else:
             if left is not None and left <= 0:
                 return None
@@ -173,7 +173,6 @@ class Sweeps:
                 num_samples=samples,
                 search_alg=searching.search_algorithm(settings, self._domains, number, known),
                 scheduler=searching.scheduler(settings["scheduler"]),
-                max_concurrent_trials=settings["max_concurrent_trials"] if optuna else None,
                 time_budget_s=left,
                 reuse_actors=settings["reuse_actors"],
             ),
@@ -213,10 +212,24 @@ def _whole(tuner: Any, total: int) -> Any:
     return results if len(ended) == len(results) >= total else None
 
 
-def _set_limits(tuner: Any, settings: Mapping[str, Any], left: float | None) -> None:
-    """Give a restored sweep the limits of this attempt; Ray Tune has only those of the first one."""
+def _set_limits(tuner: Any, settings: Mapping[str, Any], left: float | None, sweep: Path | None) -> None:
+    """Give a restored sweep the limits of this attempt; Ray Tune has only those of the first one.
+
+    Args:
+        tuner: The restored tuner.
+        settings: The job's.
+        left: Seconds that are left of the time budget; None if there is none.
+        sweep: The sweep's folder; None in a bucket.
+    """
+    from rallypoint.frameworks.ray.tune.watch import TooManyFailed
+
     inner = getattr(tuner, "_local_tuner", None)
     if inner is None:  # another Ray Tune: the limits of the first attempt hold
         return
-    inner._tune_config.time_budget_s = None if left is None else max(1.0, left)  # noqa: SLF001 - Ray has no other way
-    inner._run_config.failure_config.max_failures = settings["max_failures"]  # noqa: SLF001 - as above
+    tuned, ran = inner._tune_config, inner._run_config  # noqa: SLF001 - Ray has no other way
+    tuned.time_budget_s = None if left is None else max(1.0, left)
+    unfinished = searching.unfinished_trials(sweep) if sweep else None
+    tuned.max_concurrent_trials = None  # the search algorithm has the limit
+    tuned.search_alg = searching.set_concurrency(tuned.search_alg, settings["max_concurrent_trials"], unfinished)
+    ran.failure_config.max_failures = settings["max_failures"]
+    ran.stop = TooManyFailed(settings["max_failed_trials"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rallypoint.frameworks.ray.tune.space import Choice, Grid, Normal, RandInt, Uniform, domain_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 _TIME = "training_iteration"
 
@@ -69,23 +69,59 @@ def search_algorithm(
             "points_to_evaluate": [{name: config[name] for name in domains} for config, _ in known],
             "evaluated_rewards": [value for _, value in known],
         }
-    return module.OptunaSearch(space=space, metric=settings["metric"], mode=settings["mode"], seed=seed, **learned)
+    search = module.OptunaSearch(space=space, metric=settings["metric"], mode=settings["mode"], seed=seed, **learned)
+    return limited(search, settings["max_concurrent_trials"])
 
 
 def _variants() -> Any:
     """Return Ray Tune's generator of random values and grids, mended for a restored sweep.
 
     What it saved of itself may be older than the record of the trials. Trials that have ended since would count as
-    running for ever, and with `max_concurrent_trials` no other would start.
+    running for ever, and with `max_concurrent_trials` no other would start. And how many may run is what this attempt
+    says, not the first one.
     """
     base: Any = importlib.import_module("ray.tune.search.basic_variant").BasicVariantGenerator
 
     class Variants(base):  # type: ignore[misc]  # Ray is untyped
+        max_concurrent: int
+
         def restore_from_dir(self, dirpath: str) -> None:
+            most = self.max_concurrent
             super().restore_from_dir(dirpath)
+            self.max_concurrent = most
             self._live_trials = unfinished_trials(Path(dirpath))
 
     return Variants
+
+
+def limited(search: Any, most: int | None, unfinished: Collection[str] | None = None) -> Any:
+    """Return a search algorithm that has at most so many trials at a time, also when it goes on where another was.
+
+    Args:
+        search: Ray Tune's search algorithm, limited or not.
+        most: How many; None for any number.
+        unfinished: The ids of the trials of a restored sweep that have no end, where they are known: others that the
+            algorithm takes for running have ended since it saved itself.
+    """
+    base: Any = importlib.import_module("ray.tune.search").ConcurrencyLimiter
+    inner = search.searcher if isinstance(search, base) else search
+
+    class Limited(base):  # type: ignore[misc]  # Ray is untyped
+        def set_state(self, state: dict[str, Any]) -> None:
+            super().set_state(state)
+            self.max_concurrent = most
+            if unfinished is not None:
+                self.live_trials: set[str] = self.live_trials & set(unfinished)
+
+    return Limited(inner, most) if most else inner
+
+
+def set_concurrency(search: Any, most: int | None, unfinished: Collection[str] | None = None) -> Any:
+    """Return a sweep's search algorithm, about to be restored, with the limit of this attempt; see `limited`."""
+    if isinstance(search, importlib.import_module("ray.tune.search.basic_variant").BasicVariantGenerator):
+        search.max_concurrent = most or 0
+        return search
+    return limited(search, most, unfinished)
 
 
 def unfinished_trials(sweep: Path) -> set[str]:

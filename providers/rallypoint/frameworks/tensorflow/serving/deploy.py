@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.frameworks.ray.serve.probe import difference
-from rallypoint.frameworks.ray.serve.termination import TerminatedError, Termination
-from rallypoint.frameworks.tensorflow.serving.server import AVAILABLE, END, Server, Status, UnreachableError
+from rallypoint.frameworks.deploy.comparison import ProbeMismatchError, difference
+from rallypoint.frameworks.deploy.rest import UnreachableError
+from rallypoint.frameworks.deploy.termination import TerminatedError, Termination
+from rallypoint.frameworks.tensorflow.serving.server import AVAILABLE, END, Server, Status
 from rallypoint.frameworks.tensorflow.serving.versions import DEPLOYING, FAILED, PRUNED, SERVING, Entry
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ _NOT_YET = (http.client.NOT_FOUND, http.client.BAD_GATEWAY, http.client.SERVICE_
 
 class NotAvailableError(RuntimeError):
     """The server did not load the version, or not in time."""
-
-
-class ProbeMismatchError(AssertionError):
-    """The version answered, and not as expected."""
 
 
 @dataclass

@@ -9,12 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.frameworks.ray.serve.termination import Termination
+from rallypoint.frameworks.deploy.rest import json_headers
+from rallypoint.frameworks.deploy.termination import Termination
 from rallypoint.frameworks.tensorflow.serving.deploy import Deployer
 from rallypoint.frameworks.tensorflow.serving.job import HEADERS
 from rallypoint.frameworks.tensorflow.serving.model import as_saved_model, content_digest, fetch
 from rallypoint.frameworks.tensorflow.serving.served_labels import ServedLabels
-from rallypoint.frameworks.tensorflow.serving.server import RefusedError, Server
+from rallypoint.frameworks.tensorflow.serving.server import Server
 from rallypoint.frameworks.tensorflow.serving.signature import check, read_signatures
 from rallypoint.frameworks.tensorflow.serving.versions import Journal, open_versions
 from rallypoint.worker import context, process
@@ -47,7 +48,7 @@ def deployer(settings: Mapping[str, Any], termination: Termination) -> Deployer:
     """Return what deploys, from a job's settings and this process's stage."""
     here = context.StageContext.from_environment()
     owner = f"{'/'.join(here.stage)} generation {here.generation}" if here else f"process {os.getpid()}"
-    server = Server(settings["rest_url"], settings["name"], _headers(os.environ), settings["ca_file"])
+    server = Server(settings["rest_url"], settings["name"], json_headers(HEADERS, os.environ), settings["ca_file"])
     labels = None
     if settings["config_file"] is not None:
         labels = ServedLabels(
@@ -69,20 +70,6 @@ def deployer(settings: Mapping[str, Any], termination: Termination) -> Deployer:
         report=lambda state: stage().report(status=state),
         say=_say,
     )
-
-
-def _headers(environment: Mapping[str, str]) -> dict[str, str]:
-    text = environment.get(HEADERS)
-    if not text:
-        return {}
-    try:
-        given = json.loads(text)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-        msg = f'got a {HEADERS} that is no JSON object of text, expected one such as {{"Authorization": "…"}}'
-        raise RefusedError(msg)
-    return given
 
 
 def _say(text: str) -> None:

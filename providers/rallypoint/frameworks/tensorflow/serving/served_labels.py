@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from rallypoint.frameworks.ray.serve.lease import Lease
-from rallypoint.frameworks.ray.serve.records import open_records
+from rallypoint.frameworks.deploy.lease import Lease
+from rallypoint.frameworks.deploy.records import open_records
 from rallypoint.frameworks.tensorflow.serving.labels import ConfigFileError, labels_of, with_labels
 from rallypoint.frameworks.tensorflow.serving.model import local_path
 from rallypoint.worker.storage_names import quoted

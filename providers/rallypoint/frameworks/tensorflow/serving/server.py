@@ -9,17 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rallypoint.frameworks.ray.serve.client import Answer, RefusedError, UnreachableError, ask
+from rallypoint.frameworks.deploy.rest import SERVER_ERROR, TIMEOUT, Answer, RefusedError, UnreachableError, ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["AVAILABLE", "END", "RefusedError", "Server", "Status", "UnreachableError"]
-
 AVAILABLE, END = "AVAILABLE", "END"
 _OK = ("OK", "")
-_TIMEOUT = 30.0  # seconds
-_SERVER_ERROR = 500
 _SHOWN = 500  # characters of an error
 
 
@@ -90,7 +86,7 @@ class Server:
         """
         return self._ask(f"/versions/{version}:predict", body=json.dumps(body).encode(), timeout=timeout)
 
-    def _ask(self, path: str, *, body: bytes | None = None, timeout: float = _TIMEOUT) -> Answer:
+    def _ask(self, path: str, *, body: bytes | None = None, timeout: float = TIMEOUT) -> Answer:
         tls = ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https:") else None
         return ask(
             self._url(path),
@@ -108,7 +104,7 @@ class Server:
         if answer.status == http.client.OK:
             return _json(answer)
         msg = f"{self._url('')} answered {answer.status}: {answer.text}"
-        raise (UnreachableError if answer.status >= _SERVER_ERROR else RefusedError)(msg)
+        raise (UnreachableError if answer.status >= SERVER_ERROR else RefusedError)(msg)
 
 
 def _json(answer: Answer) -> dict[str, Any]:

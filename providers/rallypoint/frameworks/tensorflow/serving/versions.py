@@ -22,14 +22,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rallypoint.frameworks.ray.serve.records import open_records
+from rallypoint.frameworks.deploy.records import open_records
 from rallypoint.frameworks.tensorflow.serving.model import files_below, local_path
 from rallypoint.frameworks.tensorflow.serving.signature import FILE
 from rallypoint.worker.bucket import Bucket
 from rallypoint.worker.storage_names import quoted
 
 if TYPE_CHECKING:
-    from rallypoint.frameworks.ray.serve.records import Records
+    from rallypoint.frameworks.deploy.records import Records
 
 DEPLOYING, SERVING, FAILED, PRUNED = "deploying", "serving", "failed", "pruned"
 _OWN = ".rallypoint"

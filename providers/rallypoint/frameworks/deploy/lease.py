@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rallypoint.frameworks.ray.serve.records import Records
+    from rallypoint.frameworks.deploy.records import Records
 
 TTL = 150.0  # seconds: longer than any single request of a deploy
 RENEWAL = 30.0  # seconds
