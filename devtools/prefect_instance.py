@@ -40,6 +40,7 @@ _FAST_SETTINGS = {
     "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_WORKER_PREFETCH_SECONDS": "1",
     "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.3",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.3",
 }
 
 
@@ -144,19 +145,22 @@ class PrefectInstance:
                 time.sleep(_POLL_SECONDS)
         return self
 
-    def run(self, name: str, arguments: Sequence[str], *, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    def run(
+        self, name: str, arguments: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a Python process of this instance, such as one that serves a deployment.
 
         Args:
             name: What its log is called.
             arguments: Python's arguments.
             cwd: Its working directory; the home by default.
+            env: Further environment variables.
         """
         with (self.home / "processes" / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [self._python, *arguments],
                 cwd=cwd or self.home,
-                env=self.env,
+                env=self.env | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@
 ``blocks``            `RallypointStore`, `RallypointLauncher`, `RallypointRayCluster`
 ``retries``           `retry_condition`: what a retry cannot help is not retried
 ``reaper``            stops the jobs of cancelled flow runs whose process is gone
+``guard``             stops the job of a cancelled run whose task runner has ended the waiting process
 ``trying``            one try of a stage, from start to end
 ``runs``              which run this is, and what its state says about its jobs
 ``showing``           the artifacts
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         ray_task,
         ray_train_task,
         ray_tune_task,
+        spark_task,
         stage_task,
         tensorflow_task,
         torch_task,
@@ -60,6 +62,7 @@ _HOMES = {
     "retry_condition": "retries",
     "run_stage": "running",
     "service": "services",
+    "spark_task": "tasks",
     "stage_task": "tasks",
     "stop_jobs_on_cancellation": "reaper",
     "tensorflow_task": "tasks",
@@ -83,6 +86,7 @@ __all__ = [
     "retry_condition",
     "run_stage",
     "service",
+    "spark_task",
     "stage_task",
     "stop_jobs_on_cancellation",
     "tensorflow_task",

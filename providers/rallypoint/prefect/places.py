@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import httpx
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from prefect.variables import Variable
 
 from rallypoint.errors import LaunchError, StoreError
+from rallypoint.launchers.registry import Reopenable, open_launcher
 from rallypoint.prefect.blocks import RallypointLauncher, RallypointRayCluster, RallypointStore
 from rallypoint.stages.place import Place, local_launcher, with_python
 from rallypoint.stages.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from rallypoint.launchers.base import Launcher
 
 StoreLike: TypeAlias = RallypointStore | str | os.PathLike[str]
 LauncherBlock: TypeAlias = RallypointLauncher | RallypointRayCluster
@@ -47,6 +55,50 @@ async def find_place(store: StoreLike | None = None, launcher: LauncherLike | No
         store_options=options,
         launcher_options=found.launcher_options() if found else {},
     )
+
+
+async def find_launcher(uri: str, place: Place) -> Launcher:
+    """Return the launcher of an attempt's record with the credentials for its host.
+
+    They are those of the place's launcher, or of a saved `RallypointRayCluster` block of that host: what stops a job
+    need not be configured as the task that started it was. Credentials reach no other host than their own.
+
+    Args:
+        uri: The launcher's URI, as the record has it.
+        place: What the one who asks was given.
+
+    Raises:
+        LaunchError: There is no launcher of that scheme, or the place's is wrong.
+    """
+    plain = open_launcher(uri)
+    if not isinstance(plain, Reopenable):
+        return plain  # it takes no credentials
+    own = open_launcher(place.launcher, place.launcher_options or None)
+    if isinstance(own, Reopenable) and (found := own.reopen(uri)) is not None:
+        return found
+    async for block in _ray_clusters():
+        with suppress(LaunchError):  # a block that is wrong is of no other host's concern
+            saved = open_launcher(block.uri, block.launcher_options())
+            if isinstance(saved, Reopenable) and (found := saved.reopen(uri)) is not None:
+                return found
+    return plain
+
+
+async def _ray_clusters() -> AsyncIterator[RallypointRayCluster]:
+    """Yield the saved blocks of Ray clusters."""
+    slug = RallypointRayCluster.get_block_type_slug()
+    async with get_client() as client:
+        try:
+            documents = await client.read_block_documents_by_type(slug, include_secrets=False)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == HTTPStatus.NOT_FOUND:  # none was ever saved
+                return
+            raise
+    for document in documents:
+        if document.name and not document.is_anonymous:
+            block = await _load(document.name, RallypointRayCluster)
+            if isinstance(block, RallypointRayCluster):
+                yield block
 
 
 async def _configured(variable: str) -> str | None:

@@ -4,7 +4,9 @@ A flow run that is cancelled while it has no process (its worker was restarted, 
 for minutes, and no code of the flow ever runs again. An event says so all the same; this flow answers it. It finds
 the jobs by the flow run's id, which is part of every stage's key.
 
-It has to run where the jobs' launcher can be reached: for ``local://`` jobs, on their host.
+It has to run where the jobs' launcher can be reached: for ``local://`` jobs, on their host. A launcher is the one of
+the attempt's record; its credentials are those of the launcher that the reaper is given, or of a saved
+`RallypointRayCluster` block of the same host.
 
 ``python -m rallypoint.prefect.reaper`` serves it.
 """
@@ -24,10 +26,10 @@ from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.logging import get_logger, get_run_logger
 
 from rallypoint.errors import RallypointError
-from rallypoint.prefect.places import LauncherLike, StoreLike, find_place
-from rallypoint.prefect.runs import owner_flow_run, root_of
+from rallypoint.prefect.places import LauncherLike, StoreLike, find_launcher, find_place
+from rallypoint.prefect.runs import UNREACHABLE, owner_flow_run, root_of
 from rallypoint.stages.engine import Engine
-from rallypoint.stages.ledger import list_stages
+from rallypoint.stages.ledger import Ledger, list_stages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,17 +44,18 @@ _RUN_AGAIN = (StateType.RUNNING, StateType.SCHEDULED, StateType.PENDING, StateTy
 
 
 @flow(name="rallypoint-reaper", flow_run_name="reap {flow_run_id}")
-async def reap(flow_run_id: str, store: str | None = None) -> list[str]:
+async def reap(flow_run_id: str, store: str | None = None, launcher: str | None = None) -> list[str]:
     """Stop the jobs that a flow run has left behind, unless it is running again.
 
     Args:
         flow_run_id: The flow run; also an event's resource, ``prefect.flow-run.<id>``.
         store: The store, where it is not the default one.
+        launcher: The block whose credentials the jobs' launcher wants, where none of its host is saved.
 
     Returns:
         The ids of the attempts that were stopped.
     """
-    return await stop_jobs(UUID(flow_run_id.removeprefix("prefect.flow-run.")), store=store)
+    return await stop_jobs(UUID(flow_run_id.removeprefix("prefect.flow-run.")), store=store, launcher=launcher)
 
 
 async def stop_jobs(
@@ -65,7 +68,7 @@ async def stop_jobs(
     Args:
         flow_run_id: The flow run.
         store: The store, as a task takes it.
-        launcher: The launcher, as a task takes it; it is asked only for what was launched on it.
+        launcher: A launcher, as a task takes it: its credentials are used for jobs on its host.
 
     Returns:
         The ids of the attempts that were stopped.
@@ -90,17 +93,17 @@ async def stop_jobs(
     for key in await list_stages(opened):
         if key.parts[0] != str(root.id):
             continue
-        engine = Engine(opened, key)
-        last = await engine.ledger.last()
+        last = await Ledger(opened, key).last()
         if last is None or last.outcome is not None:
             continue
         if root.id != flow_run.id and owner_flow_run(last.owner) != str(flow_run.id):
             continue
         try:
+            engine = Engine(opened, key, await find_launcher(last.record.launcher, place))
             if await engine.cancel(last.record.number, owner=None, why=why, grace=GRACE):
                 stopped.append(last.record.id)
                 log.info("%s was stopped: %s", last.record.id, why)
-        except (RallypointError, OSError) as error:
+        except (RallypointError, *UNREACHABLE) as error:
             problems.append(f"{last.record.id}: {error}")
     if problems:
         head = f"stopped {len(stopped)} attempts of {flow_run.name}, and not all:"
@@ -109,22 +112,29 @@ async def stop_jobs(
 
 
 def reaper_deployment(
-    *, name: str = "reaper", store: str | None = None, states: Sequence[str] = STATES, **options: Any
+    *,
+    name: str = "reaper",
+    store: str | None = None,
+    launcher: str | None = None,
+    states: Sequence[str] = STATES,
+    **options: Any,
 ) -> RunnerDeployment:
     """Return the deployment of `reap` that the states of all flow runs trigger, for ``prefect.serve``.
 
     Args:
         name: The deployment's name.
         store: The store's URI or block, where it is not the default one of the reaper's own process.
+        launcher: The block with the credentials of the jobs' launcher, where no block of its host is saved.
         states: Names of states that end a flow run's jobs. ``"Crashed"`` may be one of them where nobody retries:
             by default the job of a crashed flow run is left for its retry, which reattaches to it.
         **options: Further options of ``flow.to_deployment``, such as ``work_pool_name`` and ``tags``.
     """
+    given = {key: value for key, value in {"store": store, "launcher": launcher}.items() if value}
     trigger = DeploymentEventTrigger(
         name=f"rallypoint-{name}",
         expect={f"prefect.flow-run.{state}" for state in states},
         match={"prefect.resource.id": "prefect.flow-run.*"},
-        parameters={"flow_run_id": "{{ event.resource.id }}", **({"store": store} if store else {})},
+        parameters={"flow_run_id": "{{ event.resource.id }}", **given},
     )
     # The parameter's default makes it possible to run the deployment by hand with an id.
     made: Any = reap.to_deployment(name, triggers=[trigger], **options)

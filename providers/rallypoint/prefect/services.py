@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from prefect.client.orchestration import get_client
 
 from rallypoint.errors import InvalidJobError
+from rallypoint.prefect.guard import GRACE
 from rallypoint.prefect.options import StageOptions, sort_options
 from rallypoint.prefect.places import find_place
 from rallypoint.prefect.running import arun_stage, run_stage
 from rallypoint.prefect.runs import UNREACHABLE, Verdict, look, this_run
-from rallypoint.prefect.trying import GRACE
 from rallypoint.prefect.waiting import Waiting
 from rallypoint.spec.service import SERVICE, ServiceRef
 from rallypoint.spec.service_job import ServiceJob

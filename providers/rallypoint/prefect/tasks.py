@@ -20,6 +20,7 @@ from rallypoint.frameworks.python.job import PythonJob
 from rallypoint.frameworks.ray.job import RayJob
 from rallypoint.frameworks.ray.train.job import RayTrain
 from rallypoint.frameworks.ray.tune.job import RayTune
+from rallypoint.frameworks.spark.job import SparkJob
 from rallypoint.frameworks.tensorflow.job import TensorFlowJob
 from rallypoint.frameworks.torch.job import TorchElastic
 from rallypoint.prefect.options import StageOptions, sort_options
@@ -263,6 +264,7 @@ dask_task = StageDecorator(DaskJob, injected=("client",))
 ray_task = StageDecorator(RayJob)
 ray_train_task = StageDecorator(RayTrain)
 ray_tune_task = StageDecorator(RayTune, fills="space")
+spark_task = StageDecorator(SparkJob, injected=("spark",))
 tensorflow_task = StageDecorator(TensorFlowJob, injected=("strategy",))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from prefect.logging import get_logger, get_run_logger
 from rallypoint.errors import RallypointError, StageCancelledError, StageFailedError
 from rallypoint.launchers.base import Cursor
 from rallypoint.prefect.assets import announce_assets
+from rallypoint.prefect.guard import GRACE, WHY, Ward, guarded, is_remote
 from rallypoint.prefect.places import find_place
 from rallypoint.prefect.runs import UNREACHABLE, Run, StageLeftError, Verdict, is_given_up, look, this_run
 from rallypoint.prefect.secrets import resolve_secrets
@@ -29,6 +30,7 @@ from rallypoint.stages.rule import Action, Intent, State, changed_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
     from prefect.client.orchestration import PrefectClient
 
@@ -38,11 +40,11 @@ if TYPE_CHECKING:
     from rallypoint.stages.engine import Engine
     from rallypoint.stages.news import News
     from rallypoint.stages.outcome import Outcome
+    from rallypoint.stages.place import Place
 
 LOOK = 2.0  # seconds between looks at Prefect's states
 PATIENCE = 900.0  # seconds that the store or the launcher may be out of reach
 _PAUSE = 5.0  # seconds before the next look then
-GRACE = timedelta(seconds=12)  # for the job's own end; Prefect leaves 30 s for everything
 _MAX_RECORD = 20_000  # characters of one log record; Prefect Cloud takes 25,000
 _ADVICE = (
     'name them apart: train.with_options(name="train-oslo"), stage_name="train-{city}", run_stage(job, name="…"); '
@@ -130,7 +132,8 @@ class Try:
         await showing.started(started)
         attempt = started.attempt
         if attempt.outcome is None:
-            attempt = await self._wait(client, run, engine, attempt, request, narrator, showing)
+            with self._guarded(run, place, engine, attempt, request):
+                attempt = await self._wait(client, run, engine, attempt, request, narrator, showing)
         return await self._finish(engine, attempt, showing, client)
 
     async def _request(self, engine: Engine, job: Job, run: Run) -> Request:
@@ -142,6 +145,17 @@ class Try:
             if last is not None and ended and changed_parts(last.record.fingerprint, job.fingerprint()):
                 intent = Intent.RERUN  # outside of a flow no retry asks for the old result: other work is new work
         return Request(owner=run.owner(), intent=intent, resume=options.resume)
+
+    def _guarded(
+        self, run: Run, place: Place, engine: Engine, attempt: Attempt, request: Request
+    ) -> AbstractContextManager[None]:
+        """Return what looks after the job if a task runner ends this process."""
+        if run.flow_run is None or run.root is None or not is_remote():
+            return nullcontext()
+        number, owner = attempt.record.number, request.owner
+        return guarded(
+            Ward(flow_run=run.flow_run, root=run.root, place=place, key=engine.key, number=number, owner=owner)
+        )
 
     # Waiting -------------------------------------------------------------------------------------------------------
 
@@ -211,7 +225,7 @@ class Try:
             if interrupted:
                 return self._of_interruption(verdict, run)
             if verdict is not Verdict.GO_ON:
-                self._why = _WHY[verdict]
+                self._why = WHY[verdict]
                 return verdict
 
     def _of_interruption(self, verdict: Verdict, run: Run) -> Verdict:
@@ -221,7 +235,7 @@ class Try:
         """
         reason = self._interrupted_by
         if verdict in (Verdict.STOP, Verdict.TIMED_OUT):
-            self._why = _WHY[verdict]
+            self._why = WHY[verdict]
             return verdict
         if reason is None or isinstance(reason, TerminationSignal | SystemExit):
             return Verdict.LEAVE
@@ -304,12 +318,6 @@ class Try:
                 "next retry run it again",
                 ", ".join(changed), again,
             )  # fmt: skip
-
-
-_WHY = {
-    Verdict.STOP: "the flow run was cancelled in Prefect",
-    Verdict.TIMED_OUT: "the flow run's timeout_seconds is over",
-}
 
 
 def _logger() -> Any:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from rallypoint.worker import context
 
 HERE = Path(__file__).parent
 DEADLINE = 120.0  # seconds that any condition may take on a busy machine
@@ -61,7 +65,7 @@ class Api:
     def __exit__(self, *_):
         self.client.close()
 
-    def post(self, path, **body):
+    def post(self, path, /, **body):
         answer = self.client.post(path, json=body)
         end = time.monotonic() + DEADLINE
         while answer.status_code == 503 and time.monotonic() < end:  # SQLite is busy
@@ -86,10 +90,11 @@ class Api:
     def retry(self, flow_run, witness):
         """Do what the button Retry does, and wait until the flow runs again.
 
-        Its runner may report the end of the last process a little later, and so end the retry: then press it again.
+        The runner reports the end of the last process a moment after it. A server that has been told to retry meanwhile
+        takes the report for the retry's, and the run is *Crashed* before it began: then the button is pressed again.
         """
         before = len(witness.lines("flow"))
-        wait_for(lambda: not psutil.pid_exists(witness.flow_process), "the flow's process has ended")
+        wait_for(lambda: witness.flow_ended, "the flow's process has ended")
         self.set_state(flow_run, "SCHEDULED", "AwaitingRetry")
 
         def runs():
@@ -102,6 +107,19 @@ class Api:
     def cancel(self, flow_run):
         """Do what the button Cancel does."""
         self.set_state(flow_run, "CANCELLING")
+
+    def suspend(self, flow_run):
+        """Do what the button Pause does."""
+        state = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
+        self.post(f"/flow_runs/{flow_run}/set_state", state=state, force=False)
+
+    def resume(self, flow_run):
+        """Do what the button Resume does."""
+        answer = self.post(f"/flow_runs/{flow_run}/resume")
+        assert answer["status"] == "ACCEPT", answer
+
+    def run_count(self, flow_run):
+        return self.client.get(f"/flow_runs/{flow_run}").raise_for_status().json()["run_count"]
 
     def ends(self, flow_run, kind, *, deadline=DEADLINE):
         """Wait until a flow run is in a state of a type, and return the state."""
@@ -127,34 +145,51 @@ class Api:
 
 @pytest.fixture(scope="session")
 def served(instance, api):
-    """Deployments that a process serves: the ids, by the flow's name."""
+    """Deployments that processes serve: the ids, by the flow's name."""
+    names = ["pipeline", "async-pipeline", "pool-pipeline", "hooked-pipeline"]
     instance.serve(HERE / "pipelines.py")
-    names = ("pipeline", "async-pipeline", "pool-pipeline")
+    if all(importlib.util.find_spec(package) for package in ("prefect_dask", "prefect_ray")):
+        instance.serve(HERE / "runners.py", name="serve-runners")
+        names += ["dask-pipeline", "ray-pipeline"]
     return {name: wait_for(lambda name=name: api.deployment(f"{name}/test"), f"{name} served") for name in names}
 
 
 @pytest.fixture(scope="session")
-def on_a_worker(instance, api, store):
-    """The deployment of the pipeline that a process worker runs."""
-    from prefect import flow
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+def deploy(instance, api):
+    """Deploys the pipeline to a new pool of processes, and returns the deployment's id."""
 
-    api.post("/work_pools/", name="processes", type="process")
-    instance.worker("processes")
-    with temporary_settings({PREFECT_API_URL: instance.api_url, PREFECT_HOME: instance.home}):
-        found = flow.from_source(source=str(HERE), entrypoint="pipelines.py:pipeline")
-        return str(found.deploy("worker", work_pool_name="processes", print_next_steps=False))
+    def deploy(pool):
+        api.post("/work_pools/", name=pool, type="process")
+        flow = api.post("/flows/", name="pipeline")["id"]
+        where = {"work_pool_name": pool, "entrypoint": "pipelines.py:pipeline", "path": str(HERE)}
+        schema = {"type": "object", "properties": {"folder": {"type": "string"}, "how": {"type": "string"}}}
+        pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(HERE)}}]
+        made = {"name": pool, "flow_id": flow, "parameter_openapi_schema": schema, "pull_steps": pull, **where}
+        return api.post("/deployments/", **made)["id"]
+
+    return deploy
 
 
 @pytest.fixture
 def prefect(instance, store, monkeypatch):
     """Flows of this process talk to the server."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
     monkeypatch.setenv("RALLYPOINT_STORE", str(store))
     monkeypatch.setenv("TOKEN_OF_THE_HOST", "from-the-host")
-    with temporary_settings({PREFECT_API_URL: instance.api_url, PREFECT_HOME: instance.home}):
+    home = {PREFECT_HOME: instance.home, PREFECT_LOCAL_STORAGE_PATH: instance.home / "storage"}
+    with temporary_settings({PREFECT_API_URL: instance.api_url, **home}):
         yield instance
+
+
+@pytest.fixture
+def tasks(prefect, instance, monkeypatch):
+    """The tasks of `pipelines.py`, imported as a user's module."""
+    monkeypatch.syspath_prepend(str(HERE))
+    import pipelines
+
+    yield pipelines
+    sys.modules.pop("pipelines", None)
 
 
 class Witness:
@@ -200,20 +235,41 @@ class Witness:
             return psutil.Process(self.job).status() != psutil.STATUS_ZOMBIE
         return False
 
+    @property
+    def flow_ended(self):
+        return not psutil.pid_exists(self.flow_process)
+
+    def clean(self):
+        """End what a failed test has left: by its id, as the job itself wrote it."""
+        self.do("finish")
+        for line in self.lines("started"):
+            with suppress(ProcessLookupError):
+                if _is_job(int(line.split()[1])):
+                    os.kill(int(line.split()[1]), signal.SIGKILL)
+
 
 @pytest.fixture
 def witness(tmp_path):
     witness = Witness(tmp_path / "witness")
     yield witness
-    # What a failed test has left: by its id, as the job itself wrote it.
-    witness.do("finish")
-    for line in witness.lines("started"):
-        with suppress(ProcessLookupError):
-            if str(tmp_path) in " ".join(_environ(int(line.split()[1]))):
-                os.kill(int(line.split()[1]), signal.SIGKILL)
+    witness.clean()
 
 
-def _environ(pid):
+@pytest.fixture(scope="session")
+def witnesses(tmp_path_factory):
+    """Makes witnesses for tests that share what they start."""
+    made = []
+
+    def make():
+        made.append(Witness(tmp_path_factory.mktemp("prefect") / "witness"))
+        return made[-1]
+
+    yield make
+    for witness in made:
+        witness.clean()
+
+
+def _is_job(pid):
     with suppress(psutil.Error):
-        return [f"{key}={value}" for key, value in psutil.Process(pid).environ().items()]
-    return []
+        return context.ATTEMPT_ID in psutil.Process(pid).environ()
+    return False

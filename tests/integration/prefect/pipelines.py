@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from prefect import flow, serve
+from prefect.flow_runs import suspend_flow_run
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from rallypoint.prefect import python_task
+from rallypoint.prefect import python_task, stop_jobs_on_cancellation
 
 
 @python_task
@@ -21,6 +22,7 @@ def prepare(folder: str) -> str:
 
 def train_epochs(folder: str, data: str, epochs: int = 4) -> dict:
     """Four epochs with a checkpoint after each; a file called `do` says what happens after the second one."""
+    import signal
     import time
 
     import rallypoint
@@ -37,14 +39,22 @@ def train_epochs(folder: str, data: str, epochs: int = 4) -> dict:
         do = Path(folder, "do").read_text()
         if epoch == 2 and do == "fail":
             raise ValueError("loss is NaN")
-        if epoch == 2 and do == "wait":
+        if epoch == 2 and do == "refuse":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if epoch == 2 and do in {"wait", "refuse"}:
             Path(folder, "waits").touch()
-            while Path(folder, "do").read_text() == "wait":
+            while Path(folder, "do").read_text() == do:
                 time.sleep(0.05)
     return {"epochs": epochs, "from": start, "data": data}
 
 
 train = python_task(name="train", assets=["test://models{folder}"])(train_epochs)
+
+
+@python_task
+def check(folder: str) -> None:
+    with Path(folder, "checked").open("a") as file:
+        file.write("checked\n")
 
 
 def note_process(folder: str) -> None:
@@ -58,13 +68,19 @@ def pipeline(folder: str, how: str = "direct"):
     data = prepare(folder)
     if how == "submit":
         return train.submit(folder, data).result()
-    return train(folder, data)
+    if how == "suspend":
+        suspend_flow_run(timeout=3600)
+    trained = train(folder, data)
+    check(folder)
+    return trained
 
 
 @flow(name="async-pipeline")
-async def async_pipeline(folder: str):
+async def async_pipeline(folder: str, how: str = "await"):
     note_process(folder)
     data = await prepare.aio(folder)
+    if how == "submit":
+        return train.submit(folder, data).result()
     return await train.aio(folder, data)
 
 
@@ -74,6 +90,14 @@ def pool_pipeline(folder: str):
     return train.submit(folder, "data").result()
 
 
+@flow(name="hooked-pipeline", on_cancellation=[stop_jobs_on_cancellation])
+def hooked_pipeline(folder: str):
+    note_process(folder)
+    return train(folder, "data")
+
+
+FLOWS = (pipeline, async_pipeline, pool_pipeline, hooked_pipeline)
+
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else "test"
-    serve(*(each.to_deployment(name) for each in (pipeline, async_pipeline, pool_pipeline)))
+    serve(*(each.to_deployment(name) for each in FLOWS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,6 @@ from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.service_job import ServiceJob
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def tasks(prefect, instance, monkeypatch):
-    """The tasks of `pipelines.py`, imported as a user's module."""
-    import sys
-
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    import pipelines
-
-    yield pipelines
-    sys.modules.pop("pipelines", None)
 
 
 def runs_of(api, flow_run_id, name):
@@ -168,106 +155,6 @@ def test_two_stages_of_one_name_are_an_error_that_says_what_to_do(tasks, tmp_pat
         return by_name(1), by_name(2), same.with_options(name="third")(3)
 
     assert named() == (1, 2, 3)
-
-
-# Retries -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_retry_within_the_process_continues(tasks, witness):
-    from prefect import flow
-
-    witness.do("fail")
-    seen = []
-
-    @flow(retries=1)
-    def twice():
-        data = tasks.prepare(str(witness))
-        if seen:
-            witness.do("finish")
-        seen.append(data)
-        return tasks.train(str(witness), data)
-
-    assert twice()["from"] == 2
-    assert (witness.starts, witness.lines("prepared")) == ([0, 2], ["prepared"])
-
-
-def test_a_task_that_is_retried_continues(tasks, witness):
-    from prefect import flow
-
-    witness.do("fail")
-
-    def mend(task, task_run, state):
-        from rallypoint.prefect import retry_condition
-
-        witness.do("finish")
-        return retry_condition(task, task_run, state)
-
-    @flow
-    def once():
-        return tasks.train.with_options(retries=1, retry_condition_fn=mend)(str(witness), "data")
-
-    assert once() == {"epochs": 4, "from": 2, "data": "data"}
-    assert witness.starts == [0, 2]
-
-
-def test_an_error_of_the_user_is_not_retried(tasks, tmp_path):
-    from prefect import flow
-
-    from rallypoint.errors import StageUserError
-
-    folder = str(tmp_path)
-
-    @tasks.python_task(retries=3)
-    def wrong():
-        with Path(folder, "calls").open("a") as file:
-            file.write("call\n")
-        return undefined_name  # noqa: F821 - it is the error
-
-    @flow
-    def fails():
-        wrong()
-
-    with pytest.raises(StageUserError, match="NameError"):
-        fails()
-    assert (tmp_path / "calls").read_text() == "call\n"
-
-
-def test_a_result_needs_no_result_storage_of_prefect(tasks, witness, instance):
-    from prefect import flow
-
-    first = []
-
-    @flow(retries=1, persist_result=True)
-    def persisted():
-        data = tasks.prepare(str(witness))
-        if not first:
-            first.append(data)
-            shutil.rmtree(instance.home / "storage", ignore_errors=True)
-            msg = "the host is gone, with what it had stored"
-            raise OSError(msg)
-        return data
-
-    assert persisted() == f"{witness}/data"
-    assert witness.lines("prepared") == ["prepared"]
-
-
-@pytest.mark.parametrize("how", ["call", "submit", "await"])
-async def test_a_timeout_stops_the_job_and_says_so(tasks, witness, until, how):
-    from prefect import flow
-
-    witness.do("wait")
-    limited = tasks.train.with_options(timeout_seconds=6)
-
-    @flow
-    async def slow():
-        if how == "await":
-            return await limited.aio(str(witness), "data")
-        return limited.submit(str(witness), "data").result() if how == "submit" else limited(str(witness), "data")
-
-    state = await slow(return_state=True)
-    assert "timed out" in str(state.message).lower() or "timeout" in str(state.message).lower()
-    until(lambda: not witness.job_lives, "the job has ended", deadline=20)
-    assert witness.starts == [0]
 
 
 # What is shown and kept ----------------------------------------------------------------------------------------------

@@ -103,10 +103,10 @@ def test_events_start_what_the_command_line_has_deployed(instance, api, deployed
         return api.post("/flow_runs/filter", deployments={"id": {"any_": [deployed[name]]}})
 
     def starts(name, emit):
-        for _ in range(5):  # the server's triggers learn of a new one a moment later
+        for _ in range(10):  # the server's triggers learn of a new one a moment later
             emit()
             with suppress(AssertionError):
-                return until(lambda: runs(name), f"a run of {name}", deadline=20)[-1]
+                return until(lambda: runs(name), f"a run of {name}", deadline=8)[-1]
         pytest.fail(f"no event has started {name}")
 
     def model_is_made():
