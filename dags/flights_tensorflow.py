@@ -18,6 +18,9 @@ from rallypoint.examples import flights as stages
     params={
         "epochs": Param(6, type="integer", minimum=1, description="Passes over the training months"),
         "workers": Param(2, type="integer", minimum=1, description="Workers of the distributed training"),
+        "batch_size": Param(
+            4096, type="integer", minimum=1, description="Rows a step, over all workers; less for a small fraction"
+        ),
         "fraction": Param(1.0, type="number", exclusiveMinimum=0, maximum=1, description="Share of the flights to use"),
     },
 )
@@ -32,7 +35,7 @@ def flights_tensorflow() -> None:
     compare = task.python_job(task_id="compare", deferrable=True)(stages.compare_tensorflow)
 
     data = preprocess(fraction="{{ params.fraction }}")
-    trained = train(data["train"], data["test"], epochs="{{ params.epochs }}")
+    trained = train(data["train"], data["test"], epochs="{{ params.epochs }}", batch_size="{{ params.batch_size }}")
     compare(trained, data["train"], data["test"])
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from rallypoint.worker.supervisor import free_ports
+from rallypoint.worker.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

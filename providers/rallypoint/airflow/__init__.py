@@ -7,6 +7,7 @@
 ``hooks``                 `RallypointHook`: the connection type ``rallypoint``
 ``ray_hook``              `RayHook`: the connection type ``ray``
 ``launcher_connections``  connections that say where jobs run, such as ``ray``
+``spark_connections``     connections of the apache-spark provider, as options of a Spark job
 ``place``                 which store and launcher a task uses
 ``retention``             `prune_store`, for a DAG that cleans up every day
 ``links``                 the buttons of a task in the UI

@@ -15,6 +15,7 @@ from rallypoint.airflow.operators import (
     RayJobOperator,
     RayTrainOperator,
     RayTuneOperator,
+    SparkOperator,
     StageOperator,
     TensorFlowOperator,
     TorchElasticOperator,
@@ -90,6 +91,14 @@ class DaskDecoratedOperator(_DecoratedStage, DaskOperator):  # type: ignore[misc
     injected = ("client",)
 
 
+class SparkDecoratedOperator(_DecoratedStage, SparkOperator):  # type: ignore[misc]  # as above
+    """What ``@task.spark`` makes; a parameter called ``spark`` is the session."""
+
+    template_fields: Sequence[str] = SparkOperator.template_fields
+    custom_operator_name = "@task.spark"
+    injected = ("spark",)
+
+
 class TensorFlowDecoratedOperator(_DecoratedStage, TensorFlowOperator):  # type: ignore[misc]  # as above
     """What ``@task.tensorflow`` makes; a parameter called ``strategy`` is the ready strategy."""
 
@@ -148,6 +157,7 @@ ray_tune_task = _decorator(
     "Run a function once for each trial of Ray Tune, which fills in the parameters that are in `space`.",
 )
 dask_task = _decorator(DaskDecoratedOperator, "Run a function with a connected Dask client, which it gets as `client`.")
+spark_task = _decorator(SparkDecoratedOperator, "Run a function with a Spark session, which it gets as `spark`.")
 tensorflow_task = _decorator(
     TensorFlowDecoratedOperator,
     "Run a function under a strategy of tf.distribute, which it gets as `strategy`; rank 0's value is the result.",

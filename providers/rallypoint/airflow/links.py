@@ -18,6 +18,9 @@ DASHBOARD = "Dask dashboard"
 RAY_DASHBOARD = "Ray dashboard"
 RAY_JOB = "Ray job"
 RAY_SERVE = "Ray Serve application"
+SPARK_UI = "Spark UI"
+SPARK_HISTORY = "Spark history"
+RAY_LAUNCHERS = ("ray-jobs://", "ray-jobs+https://")  # the URIs of Ray clusters as launchers
 
 
 def stage_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
@@ -64,12 +67,36 @@ class RayJobLink(StageLink):
     name = RAY_JOB
     path = f"/links/{quote(RAY_JOB)}"
 
+    def get_link(self, operator: BaseOperator, *, ti_key: RuntimeTaskInstanceProtocol) -> str:  # type: ignore[override]
+        """Return the page; nothing, which Airflow does not show, for a task whose job runs elsewhere."""
+        runs_on = getattr(operator, "runs_on", None) or ""
+        return super().get_link(operator, ti_key=ti_key) if runs_on.startswith(RAY_LAUNCHERS) else ""
+
 
 class RayServeLink(StageLink):
     """Goes on to the page of the application that the attempt deploys on the Ray dashboard."""
 
     name = RAY_SERVE
     path = f"/links/{quote(RAY_SERVE)}"
+
+
+class SparkUILink(StageLink):
+    """Goes on to the UI of the attempt's Spark application while it runs."""
+
+    name = SPARK_UI
+    path = f"/links/{quote(SPARK_UI)}"
+
+
+class SparkHistoryLink(StageLink):
+    """Goes on to the application on the history server; nothing, which Airflow does not show, where none is named."""
+
+    name = SPARK_HISTORY
+    path = f"/links/{quote(SPARK_HISTORY)}"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: RuntimeTaskInstanceProtocol) -> str:  # type: ignore[override]
+        """Return the page, if the task names a history server."""
+        known = getattr(operator, "job_options", {}).get("history_server")
+        return super().get_link(operator, ti_key=ti_key) if known else ""
 
 
 class TensorBoardLink(StageLink):

@@ -88,6 +88,12 @@ def test_a_task_keeps_the_services_that_it_uses_however_a_template_renders_them(
     assert [list(ref.stage) for ref in operator.job().services()] == [REF["stage"]]
 
 
+def test_a_teardown_looks_where_its_set_up_started_the_cluster():
+    with DAG("d"), ray_cluster(rallypoint_conn_id="store", launcher_conn_id="hosts") as cluster:
+        pass
+    assert (cluster.stop.rallypoint_conn_id, cluster.stop.launcher_conn_id) == ("store", "hosts")
+
+
 @pytest.mark.parametrize("cluster", [None, "", {}, {"address": "127.0.0.1:1"}])
 def test_a_teardown_without_a_cluster_fails_and_is_not_retried(cluster):
     with DAG("d"):
@@ -98,8 +104,8 @@ def test_a_teardown_without_a_cluster_fails_and_is_not_retried(cluster):
 
 def test_a_teardown_of_another_store_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "rallypoint.airflow.operators.cluster.RallypointHook",
-        lambda conn_id: SimpleNamespace(get_conn=lambda: SimpleNamespace(store=f"file://{tmp_path}")),
+        "rallypoint.airflow.operators.base.RallypointHook",
+        lambda conn_id, launcher_conn_id: SimpleNamespace(get_conn=lambda: SimpleNamespace(store=f"file://{tmp_path}")),
     )
     with DAG("d"):
         stop = StopClusterOperator(task_id="t", cluster=ADDRESS)

@@ -168,3 +168,14 @@ def test_the_link_goes_on_to_the_tensorboard_that_is_configured(hostile_stage, r
 
 def test_nobody_is_sent_to_a_tensorboard_without_a_login(hostile_stage):
     assert get(f"{ADDRESS}/tensorboard").status_code == 401
+
+
+def test_the_launchers_connection_stays_in_every_address(hostile_stage, reader, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_CLUSTER", json.dumps({"conn_type": "ray", "host": "127.0.0.1", "port": 9}))
+    to_page = reader(f"{ADDRESS}/tensorboard?on=cluster").headers["location"]
+    assert parse_qs(urlsplit(to_page).query)["on"] == ["cluster"]
+    assert to_page.endswith("#tensorboard")
+    assert "&on=cluster" in reader(f"{ADDRESS}?on=cluster").text
+    for path in ("", "/tensorboard", "/links/Good"):
+        missing = reader(f"{ADDRESS}{path}?on=none")
+        assert (missing.status_code, "or none 'none'" in missing.text) == (404, True)

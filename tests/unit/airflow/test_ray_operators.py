@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from airflow.sdk import DAG, task
@@ -12,6 +13,7 @@ from airflow.sdk import DAG, task
 from rallypoint import search
 from rallypoint.airflow.operators import RayJobOperator, RayTrainOperator, RayTuneOperator
 from rallypoint.errors import InvalidJobError
+from rallypoint.stages.place import Place
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "dags/examples"
 
@@ -71,6 +73,26 @@ def test_the_decorators_of_ray_take_options(name):
     with DAG("d"):
         result = work(1)
     assert (result.operator.job().address, result.operator.job().code.kwargs) == ("auto", {"number": 1})
+
+
+@pytest.mark.parametrize(
+    ("launcher", "page"),
+    [
+        ("ray-jobs://head:8265", "/rallypoint/stages/d/r/t/-1/links/Ray%20job?on=cluster"),
+        ("ray-jobs+https://ray.example.com:443", "/rallypoint/stages/d/r/t/-1/links/Ray%20job?on=cluster"),
+        ("local:///runs", ""),
+    ],
+)
+def test_a_task_links_to_the_page_of_its_ray_job_where_it_is_one(monkeypatch, launcher, page):
+    place = Place(store="file:///store", launcher=launcher)
+    hook = SimpleNamespace(get_conn=lambda: place)
+    monkeypatch.setattr("rallypoint.airflow.operators.base.RallypointHook", lambda *_: hook)
+    with DAG("d"):
+        operator = RayJobOperator(task_id="t", script="/a.py", launcher_conn_id="cluster")
+    assert operator._place() is place
+    (link,) = (link for link in operator.operator_extra_links if link.name == "Ray job")
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1)
+    assert link.get_link(operator, ti_key=ti) == page
 
 
 @pytest.mark.parametrize("name", ["ray_job_operator", "ray_train_decorator", "ray_tune_decorator"])

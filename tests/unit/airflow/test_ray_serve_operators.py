@@ -22,11 +22,14 @@ def test_a_deploy_becomes_its_job():
         app_args={"model": "file:///m"},
         probe=ServeProbe(expect={"ok": True}),
         env={"A": "1"},
+        keep_versions=5,
     )
     job = operator.job()
     assert isinstance(job, RayServe)
+    assert job.keep_versions == 5
     assert (job.args, job.probe, job.env) == ({"model": "file:///m"}, ServeProbe(expect={"ok": True}), {"A": "1"})
-    assert [link.name for link in operator.operator_extra_links] == ["Rallypoint stage", "Ray Serve application"]
+    links = [link.name for link in operator.operator_extra_links]
+    assert links == ["Rallypoint stage", "Ray Serve application", "Ray job"]
 
 
 def test_a_rollback_and_a_removal_become_theirs():

@@ -62,7 +62,14 @@ def test_the_strategy_is_the_drivers_to_give_and_not_the_callers():
 
 
 @pytest.mark.parametrize(
-    "file", ["examples/tensorflow_decorator", "examples/tensorflow_operator", "flights_tensorflow"]
+    "file",
+    [
+        "examples/tensorflow_decorator",
+        "examples/tensorflow_keras",
+        "examples/tensorflow_operator",
+        "examples/tf_serving_operator",
+        "flights_tensorflow",
+    ],
 )
 def test_reading_an_example_dag_imports_no_framework(file):
     code = (

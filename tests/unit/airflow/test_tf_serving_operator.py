@@ -26,6 +26,12 @@ def test_a_deploy_becomes_its_job():
     assert (job.probe, job.keep_versions, job.env) == (probe, 2, {"A": "1"})
 
 
+def test_a_service_that_the_deploy_needs_is_kept_alive_meanwhile():
+    service = {"store": "file:///s", "stage": ["d", "r", "server"], "attempt": 1, "lease": 60}
+    job = TFServingDeployOperator(**WHERE, uses=[{"service": service, "uses": []}]).job()
+    assert [reference.stage for reference in job.services()] == [("d", "r", "server")]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

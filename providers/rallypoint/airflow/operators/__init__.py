@@ -11,6 +11,7 @@ from rallypoint.airflow.operators.ray_serve import (
     RayServeRollbackOperator,
     RayServeUndeployOperator,
 )
+from rallypoint.airflow.operators.spark import SparkOperator
 from rallypoint.airflow.operators.tensorflow import TensorFlowOperator
 from rallypoint.airflow.operators.tf_serving import TFServingDeployOperator
 from rallypoint.airflow.operators.torch import TorchElasticOperator
@@ -24,6 +25,7 @@ __all__ = [
     "RayServeUndeployOperator",
     "RayTrainOperator",
     "RayTuneOperator",
+    "SparkOperator",
     "StageOperator",
     "TFServingDeployOperator",
     "TensorFlowOperator",

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import inspect
-import json
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, Tas
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.links import StageLink
 from rallypoint.airflow.place import DEFAULT_CONN_ID, check_references, resolve_secrets
+from rallypoint.airflow.rendering import rendered_object, without_templates
 from rallypoint.airflow.retries import StageRetryPolicy
 from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.errors import InvalidEntryError, InvalidJobError, StageUserError
@@ -32,6 +29,8 @@ from rallypoint.stages.news import Narrator
 from rallypoint.stages.rule import Resume
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
     from airflow.sdk import Context
 
     from rallypoint.spec.failure import FailureRule
@@ -80,6 +79,7 @@ class StageOperator(BaseOperator):
     """
 
     job_class: ClassVar[type[Job]]
+    ways: ClassVar[tuple[str, ...]] = ("script", "module", "python_callable")  # to give the code
 
     template_fields: Sequence[str] = (
         "script", "module", "args", "op_args", "op_kwargs", "job_params", "env", "python", "uses",
@@ -140,6 +140,7 @@ class StageOperator(BaseOperator):
         self.poll_interval = poll_interval
         self.deferrable = deferrable
         self.job_options = job_options or {}
+        self.runs_on: str | None = None  # the launcher's URI, known while the task runs
         self._running: tuple[Place, StageKey, Attempt, str] | None = None
         self._check()
 
@@ -148,9 +149,9 @@ class StageOperator(BaseOperator):
     def _check(self) -> None:
         """Raise for what is wrong already, while the DAG file is read; templates are left for later."""
         name = type(self).__name__
-        given = [way for way in ("script", "module", "python_callable") if getattr(self, way) is not None]
+        given = [way for way in self.ways if getattr(self, way) is not None]
         if len(given) != 1:
-            expected = "exactly one of script=, module= and python_callable="
+            expected = f"exactly one of {'=, '.join(self.ways[:-1])}= and {self.ways[-1]}="
             raise InvalidJobError(name, "script", got=given or None, expected=expected)
         if self.resume not in {choice.value for choice in Resume}:
             expected = " or ".join(repr(choice.value) for choice in Resume)
@@ -158,7 +159,7 @@ class StageOperator(BaseOperator):
         if self.poll_interval <= 0:
             raise InvalidJobError(name, "poll_interval", got=self.poll_interval, expected="seconds above 0")
         check_references(self.secrets)
-        self._check_job(_without_templates(self.job_options), _without_templates(self.env))
+        self._check_job(without_templates(self.job_options), without_templates(self.env))
 
     def _check_job(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
         self.job_class(
@@ -279,7 +280,9 @@ class StageOperator(BaseOperator):
     # How it is done ------------------------------------------------------------------------------------------------
 
     def _place(self) -> Place:
-        return RallypointHook(self.rallypoint_conn_id, self.launcher_conn_id).get_conn()
+        place = task_place(self)
+        self.runs_on = place.launcher
+        return place
 
     def _defer(self, context: Context, place: Place, key: StageKey, attempt: Attempt, owner: str) -> None:
         deadline = None
@@ -341,6 +344,20 @@ class StageOperator(BaseOperator):
             self.log.error("%s", attempt.outcome.failure.render())
 
 
+def task_place(task: Any) -> Place:
+    """Return the store and the launcher that a task's connections name.
+
+    Args:
+        task: An operator with ``rallypoint_conn_id`` and ``launcher_conn_id``.
+
+    Raises:
+        AirflowNotFoundException: A connection does not exist, or is of another type.
+        StoreError: The store's URI or credentials are wrong.
+        LaunchError: The launcher's connection is wrong.
+    """
+    return RallypointHook(task.rallypoint_conn_id, task.launcher_conn_id).get_conn()
+
+
 def stage_key(ti: Any) -> StageKey:
     """Return the key of a task instance's stage: dag id / run id / task id (/ map index)."""
     mapped = (str(ti.map_index),) if ti.map_index is not None and ti.map_index >= 0 else ()
@@ -358,22 +375,3 @@ async def _cancel_last(engine: Any, why: str) -> None:
     last = await engine.ledger.last()
     if last is not None:
         await engine.cancel(last.record.number, owner=None, why=why)
-
-
-def _without_templates(values: Any) -> dict[str, Any]:
-    """Return what of a field is known while the DAG file is read: no Jinja, nothing that an earlier task returns."""
-    if not isinstance(values, Mapping):
-        return {}
-    return {key: value for key, value in values.items() if not (_is_jinja(value) or hasattr(value, "resolve"))}
-
-
-def rendered_object(value: Any) -> Any:
-    """Return the object that a template without native types has rendered to text."""
-    for read in (json.loads, ast.literal_eval) if isinstance(value, str) else ():
-        with suppress(ValueError, SyntaxError):
-            return read(value)
-    return value
-
-
-def _is_jinja(value: Any) -> bool:
-    return isinstance(value, str) and ("{{" in value or "{%" in value)

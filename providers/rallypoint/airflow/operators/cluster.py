@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from rallypoint.airflow.hooks import RallypointHook
-from rallypoint.airflow.operators.base import StageOperator, rendered_object, stage_key
+from rallypoint.airflow.operators.base import StageOperator, stage_key, task_place
 from rallypoint.airflow.place import DEFAULT_CONN_ID, resolve_secrets
+from rallypoint.airflow.rendering import rendered_object
 from rallypoint.errors import InvalidJobError
 from rallypoint.spec.service import ServiceRef, services_of
 from rallypoint.stages.key import StageKey
@@ -119,6 +119,7 @@ class StopClusterOperator(BaseOperator):
         cluster: The set-up task's result.
         grace: Seconds that its processes have for their own end.
         rallypoint_conn_id: The connection of store and launcher; the set-up's.
+        launcher_conn_id: The connection of the launcher, if the set-up names one.
     """
 
     template_fields: Sequence[str] = ("cluster",)
@@ -131,12 +132,14 @@ class StopClusterOperator(BaseOperator):
         cluster: Mapping[str, Any] | XComArg | str,
         grace: float = 20.0,
         rallypoint_conn_id: str = DEFAULT_CONN_ID,
+        launcher_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.cluster = cluster
         self.grace = grace
         self.rallypoint_conn_id = rallypoint_conn_id
+        self.launcher_conn_id = launcher_conn_id
         if grace < 0:
             raise InvalidJobError(type(self).__name__, "grace", got=grace, expected="seconds, 0 or more")
 
@@ -147,7 +150,7 @@ class StopClusterOperator(BaseOperator):
             ref = services_of(rendered_object(self.cluster), job=type(self).__name__, name="cluster")[0]
         except InvalidJobError as error:
             raise AirflowFailException(str(error)) from error
-        place = RallypointHook(self.rallypoint_conn_id).get_conn()
+        place = task_place(self)
         if ref.store != place.store:
             msg = (
                 f"got a cluster whose record is in {ref.store}, expected the store {place.store} of the connection "
@@ -179,6 +182,7 @@ class Cluster:
             task_id=stop_id or f"{start.task_id}_stop",
             cluster=self.address,
             rallypoint_conn_id=start.rallypoint_conn_id,
+            launcher_conn_id=start.launcher_conn_id,
             **{"retries": 2, "retry_delay": timedelta(seconds=10), **stop_options},
         ).as_teardown(setups=start)
 

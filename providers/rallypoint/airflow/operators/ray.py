@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rallypoint.airflow.links import RayDashboardLink, StageLink
+from rallypoint.airflow.links import RayDashboardLink, RayJobLink, StageLink
 from rallypoint.airflow.operators.base import StageOperator
 from rallypoint.frameworks.ray.job import RayDriverJob, RayJob
 from rallypoint.frameworks.ray.train.job import RayTrain
@@ -30,7 +30,7 @@ class RayJobOperator(StageOperator):
     """
 
     job_class: ClassVar[type[RayDriverJob]] = RayJob
-    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), RayDashboardLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), RayDashboardLink(), RayJobLink())
 
     def __init__(
         self,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import BaseHook
 
 from rallypoint.airflow.launcher_connections import RAY, ray_launcher
-from rallypoint.airflow.links import RayServeLink, StageLink
-from rallypoint.airflow.operators.base import StageOperator, rendered_object
+from rallypoint.airflow.links import RayJobLink, RayServeLink, StageLink
+from rallypoint.airflow.operators.base import StageOperator
 from rallypoint.airflow.place import resolve_secrets
+from rallypoint.airflow.rendering import is_rendered_later, rendered_object
 from rallypoint.errors import InvalidJobError
+from rallypoint.frameworks.ray.serve.history import KEEP_VERSIONS
 from rallypoint.frameworks.ray.serve.job import RayServe, RayServeRollback, RayServeUndeploy, ServeJob
 from rallypoint.frameworks.ray.serve.question import ServeProbe
 
@@ -44,7 +46,7 @@ class _ServeOperator(StageOperator):
 
     template_fields: Sequence[str] = ("env", "python", "uses", "job_options", "ray_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"env": "json", "job_options": "json"}
-    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), RayServeLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), RayServeLink(), RayJobLink())
     ui_color = "#f4e6d8"
 
     def __init__(  # noqa: PLR0913 - one keyword per thing that a user may set
@@ -74,7 +76,7 @@ class _ServeOperator(StageOperator):
         super().__init__(module="rallypoint.serve", job_options={**shared, **(options or {})}, **kwargs)
 
     def _check_job(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
-        known = {name: value for name, value in options.items() if not _is_rendered_later(value)}
+        known = {name: value for name, value in options.items() if not is_rendered_later(value)}
         known |= {"dashboard_url": _LATER["dashboard_url"]} if known.get("dashboard_url") is None else {}
         needed = {name: value for name, value in _LATER.items() if name in self.job_class.__dataclass_fields__}
         self.job_class(
@@ -138,6 +140,7 @@ class RayServeOperator(_ServeOperator):
         probe: ServeProbe | Mapping[str, Any] | None = None,
         http_host: str | None = None,
         http_port: int | None = None,
+        keep_versions: int | None = KEEP_VERSIONS,
         **kwargs: Any,
     ) -> None:
         options = {
@@ -145,7 +148,7 @@ class RayServeOperator(_ServeOperator):
             "deployments": list(deployments), "runtime_env": runtime_env or {}, "ship_rallypoint": ship_rallypoint,
             "replica_secrets": list(replica_secrets), "options": app_options or {},
             "probe": probe.to_json() if isinstance(probe, ServeProbe) else probe,
-            "http_host": http_host, "http_port": http_port,
+            "http_host": http_host, "http_port": http_port, "keep_versions": keep_versions,
         }  # fmt: skip
         super().__init__(options=options, **kwargs)
 
@@ -207,14 +210,3 @@ def of_connection(ray_conn_id: str) -> tuple[dict[str, Any], dict[str, str]]:
         headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
     secrets = {"RAY_JOB_HEADERS": json.dumps(headers)} if headers else {}
     return found, secrets | ({"RAY_AUTH_TOKEN": options["token"]} if options.get("token") else {})
-
-
-def _is_rendered_later(value: Any) -> bool:
-    """Return whether a value, or one inside of it, is known only when the task runs."""
-    if isinstance(value, str):
-        return "{{" in value or "{%" in value
-    if isinstance(value, dict):
-        return any(map(_is_rendered_later, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_is_rendered_later, value))
-    return hasattr(value, "resolve")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rallypoint.airflow.operators.base import StageOperator
 from rallypoint.airflow.place import resolve_secrets
+from rallypoint.airflow.rendering import is_rendered_later, rendered_object
 from rallypoint.frameworks.tensorflow.serving.job import TFServingDeploy, TFServingProbe, TFServingSignature
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class TFServingDeployOperator(StageOperator):
         super().__init__(module="rallypoint.serving", job_options=options, **kwargs)
 
     def _check_job(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
-        known = {name: value for name, value in options.items() if not _is_rendered_later(value)}
+        known = {name: value for name, value in options.items() if not is_rendered_later(value)}
         TFServingDeploy(
             **{**_LATER, **known},
             secrets=dict.fromkeys(self.secrets, ""),
@@ -94,20 +95,11 @@ class TFServingDeployOperator(StageOperator):
         return TFServingDeploy(
             **self.job_options,
             secrets=resolve_secrets(self.secrets),
+            params=self.job_params,
             env={key: str(value) for key, value in self.env.items()},
             python=self.python,
             resources=self.job_resources,
             stall_timeout=self.stall_timeout,
             failure_rules=self.failure_rules,
+            uses=[rendered_object(each) for each in self.uses],
         )
-
-
-def _is_rendered_later(value: Any) -> bool:
-    """Return whether a value, or one inside of it, is known only when the task runs."""
-    if isinstance(value, str):
-        return "{{" in value or "{%" in value
-    if isinstance(value, dict):
-        return any(map(_is_rendered_later, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_is_rendered_later, value))
-    return hasattr(value, "resolve")
