@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := airflow,prefect,torch,dask,ray,tensorflow,s3,examples
+EXTRAS := airflow,prefect,torch,dask,ray,tensorflow,spark,s3,examples
 
 # `make demo-prefect` runs the same pipeline on a private Prefect.
-.PHONY: demo demo-stop demo-prefect demo-prefect-stop test lint types contracts check install clean screenshot
+.PHONY: demo demo-stop demo-prefect demo-prefect-stop test lint types contracts check install clean screenshot screenshot-prefect
 
 demo: $(STAMP)
 	$(BIN)/python devtools/demo.py $(if $(KEEP),--keep) $(DEMO_ARGS)
@@ -43,6 +43,13 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt devtools/install.sh
 	PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) sh devtools/install.sh $(VENV)
 	touch $@
+
+# The pictures of the documentation. The first needs a demo that was left up, `make demo KEEP=1`; both need Chromium.
+screenshot: $(STAMP)
+	$(BIN)/python devtools/screenshot.py --url $(URL) --path /dags/flights --out docs/flights-graph.png
+
+screenshot-prefect: $(STAMP)
+	$(BIN)/python devtools/prefect_retry.py --out docs/prefect-retry.png
 
 clean:
 	rm -rf $(VENV) .demo .test dist build

@@ -9,12 +9,18 @@ import textwrap
 import uuid
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast a machine is decides no test.
+settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-speed")
 
 # Tests that share an engine share a process, the longest first, so that two processes end at about the same time.
 _ENGINES = (
     ("airflow", ("tests/e2e/test_airflow", "tests/e2e/test_flights")),
     ("ray", ("tests/integration/ray/",)),
     ("prefect", ("tests/integration/prefect/", "tests/e2e/test_prefect")),
+    ("spark", ("tests/integration/spark/",)),
 )
 S3_KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing-secret-key", "region": "us-east-1"}
 

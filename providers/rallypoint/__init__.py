@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from rallypoint.frameworks.ray.train.job import RayTrain
     from rallypoint.frameworks.ray.tune import search
     from rallypoint.frameworks.ray.tune.job import RayTune
+    from rallypoint.frameworks.spark.cluster import SparkCluster, SparkWorkers
+    from rallypoint.frameworks.spark.connect_server import SparkConnectServer
+    from rallypoint.frameworks.spark.hive import Hive
+    from rallypoint.frameworks.spark.job import SparkJob
+    from rallypoint.frameworks.spark.ml.job import SparkMLPipeline
     from rallypoint.frameworks.tensorflow.job import CloudTPU, TensorFlowJob
     from rallypoint.frameworks.tensorflow.serving.job import TFServingDeploy, TFServingProbe, TFServingSignature
     from rallypoint.frameworks.torch.job import TorchElastic
-    from rallypoint.spec.entry import Function, Module, Script
+    from rallypoint.spec.entry import Function, Jar, Module, Script
     from rallypoint.spec.failure import FailureRule, Kind
     from rallypoint.spec.resources import Resources
     from rallypoint.worker.stage import Stage, stage
@@ -38,6 +43,8 @@ _HOMES = {
     "DaskJob": "rallypoint.frameworks.dask.job",
     "FailureRule": "rallypoint.spec.failure",
     "Function": "rallypoint.spec.entry",
+    "Hive": "rallypoint.frameworks.spark.hive",
+    "Jar": "rallypoint.spec.entry",
     "Kind": "rallypoint.spec.failure",
     "Module": "rallypoint.spec.entry",
     "PythonJob": "rallypoint.frameworks.python.job",
@@ -53,6 +60,11 @@ _HOMES = {
     "Resources": "rallypoint.spec.resources",
     "Script": "rallypoint.spec.entry",
     "ServeProbe": "rallypoint.frameworks.ray.serve.question",
+    "SparkCluster": "rallypoint.frameworks.spark.cluster",
+    "SparkConnectServer": "rallypoint.frameworks.spark.connect_server",
+    "SparkJob": "rallypoint.frameworks.spark.job",
+    "SparkMLPipeline": "rallypoint.frameworks.spark.ml.job",
+    "SparkWorkers": "rallypoint.frameworks.spark.cluster",
     "Stage": "rallypoint.worker.stage",
     "StageFailedError": "rallypoint.errors",
     "TFServingDeploy": "rallypoint.frameworks.tensorflow.serving.job",
@@ -70,6 +82,8 @@ __all__ = [
     "DaskJob",
     "FailureRule",
     "Function",
+    "Hive",
+    "Jar",
     "Kind",
     "Module",
     "PythonJob",
@@ -85,6 +99,11 @@ __all__ = [
     "Resources",
     "Script",
     "ServeProbe",
+    "SparkCluster",
+    "SparkConnectServer",
+    "SparkJob",
+    "SparkMLPipeline",
+    "SparkWorkers",
     "Stage",
     "StageFailedError",
     "TFServingDeploy",

@@ -227,7 +227,7 @@ lines = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lines, st.lists(st.integers(0, 400), max_size=6))
 def test_however_the_bytes_arrive_the_events_are_the_same(written, cuts):
     data = b"".join(written)

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rallypoint.errors import StoreError
@@ -221,7 +221,6 @@ _usable = _parts.filter(lambda part: part not in {".", ".."} and not re.search(r
 _paths = st.lists(_usable, min_size=1, max_size=3).map("/".join)
 
 
-@settings(deadline=None)  # the disk sets the pace
 @given(path=_paths, data=st.binary(max_size=64))
 def test_a_folder_keeps_every_path_as_the_file_of_that_name(tmp_path_factory, path, data):
     store = Store.open(tmp_path_factory.mktemp("store"))

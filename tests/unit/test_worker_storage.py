@@ -165,7 +165,7 @@ _files = st.dictionaries(st.text("abc", min_size=1, max_size=3), st.text(max_siz
 _changes = st.tuples(st.sampled_from(["commit", "remove", "reopen"]), st.sampled_from(["p/a", "p/b", "p/a.b"]), _files)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(changes=st.lists(_changes, max_size=8))
 def test_a_folder_store_behaves_as_a_dictionary(tmp_path_factory, changes):
     root = f"file://{tmp_path_factory.mktemp('store')}"
@@ -218,7 +218,6 @@ def test_names_that_lead_elsewhere_are_refused(storage, name, tmp_path):
             call()
 
 
-@settings(deadline=None)  # the disk sets the pace
 @given(name=st.text(st.characters(codec="utf-8"), max_size=30))
 def test_no_name_leaves_the_root(tmp_path_factory, name):
     root = tmp_path_factory.mktemp("root") / "store"
