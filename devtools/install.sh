@@ -21,4 +21,6 @@ if [ -n "${PIP_FIND_LINKS:-}" ]; then
 else
   set -- "$@" --torch-backend cpu
 fi
-"$venv/bin/uv" pip install "$@" --group dev --editable ".[${EXTRAS:-airflow,prefect,torch,dask,ray,tensorflow,spark,s3,examples}]"
+# Compiled now: where PYTHONDONTWRITEBYTECODE is set, each process would do it for itself, and Ray's agents, which have 15
+# seconds to start, would be too late on two cores.
+"$venv/bin/uv" pip install "$@" --compile-bytecode --group dev --editable ".[${EXTRAS:-airflow,prefect,torch,dask,ray,tensorflow,spark,s3,examples}]"
