@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rallypoint.frameworks.spark import daemon
 from rallypoint.frameworks.spark.daemon import Daemon, DaemonLostError, DaemonStartError, Installation
+from rallypoint.frameworks.spark.properties import with_secrets
 from rallypoint.worker import context, process
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _start(kind: str, words: tuple[str, ...], own: Mapping[str, str], settings: 
     folder = daemon.run_folder(_name())
     file = folder / "daemon.properties"
     secrets = {name: os.environ[variable] for name, variable in settings["secret_conf"].items()}
-    daemon.write_properties(file, {**settings["conf"], **secrets, **own})
+    daemon.write_properties(file, with_secrets({**settings["conf"], **own}, secrets))
     env = {
         **installed.environment(),
         "SPARK_DAEMON_MEMORY": f"{settings['daemon_memory']}m",

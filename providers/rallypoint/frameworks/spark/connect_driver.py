@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rallypoint.frameworks.spark import daemon
 from rallypoint.frameworks.spark.daemon import Daemon, DaemonLostError, DaemonStartError, Installation
+from rallypoint.frameworks.spark.properties import with_secrets
 from rallypoint.worker import context, process
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _start(settings: Mapping[str, Any], folder: Any) -> Daemon:
         "spark.connect.grpc.binding.port": settings["port"],
     }
     file = folder / "server.properties"
-    daemon.write_properties(file, {**settings["conf"], **settings["options"], **secrets, **own})
+    daemon.write_properties(file, with_secrets({**settings["conf"], **settings["options"], **own}, secrets))
     local = folder / "local"
     local.mkdir(mode=0o700, exist_ok=True)
     env = {**installed.environment(), "SPARK_LOCAL_DIRS": os.environ.get("SPARK_LOCAL_DIRS") or str(local)}

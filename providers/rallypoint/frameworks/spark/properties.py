@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 REDACTION = "spark.redaction.regex"
 # Spark's own, which a setting of the property replaces, and what it leaves out.
 _REDACTED = "(?i)secret|password|token|access[.]?key|credential|account[.]key|private[.]?key"
+_HADOOP = "spark.hadoop."
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"}
 _KEY_ESCAPES = {**_ESCAPES, " ": "\\ ", ":": "\\:", "=": "\\=", "#": "\\#", "!": "\\!"}
 _UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f"}
@@ -32,7 +33,9 @@ def with_secrets(conf: Mapping[str, str], secrets: Mapping[str, str]) -> dict[st
     """
     regex = conf.get(REDACTION, _REDACTED)
     if secrets:
-        names = "|".join(sorted(re.escape(name) for name in secrets))
+        # The UI shows Hadoop's properties, too: by the names that they have there.
+        known = {*secrets, *(name.removeprefix(_HADOOP) for name in secrets)}
+        names = "|".join(sorted(re.escape(name) for name in known))
         regex = f"{regex}|^(?i:{names})$"
     return {**conf, **secrets, REDACTION: regex}
 
