@@ -12,7 +12,8 @@ from rallypoint.errors import InvalidJobError
 from rallypoint.frameworks.spark import daemon
 from rallypoint.frameworks.spark.cluster import SparkCluster, SparkWorkers
 from rallypoint.frameworks.spark.connect_server import SparkConnectServer
-from rallypoint.frameworks.spark.environment import FileMissingError, JavaMissingError
+from rallypoint.frameworks.spark.environment import FileMissingError
+from rallypoint.frameworks.spark.java import JavaMissingError
 from rallypoint.frameworks.spark.job import SparkJob
 from rallypoint.frameworks.spark.master_watch import MasterWatch
 from rallypoint.spec.entry import Script
@@ -114,7 +115,7 @@ def test_a_host_without_spark_or_java_says_so(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     (tmp_path / "bin" / "spark-class").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(JavaMissingError, match="install Java"):
+    with pytest.raises(JavaMissingError, match="install it"):
         daemon.Installation(str(tmp_path))
 
 

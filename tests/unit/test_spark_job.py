@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from rallypoint import Function, Jar, Module, Resources, Script, SparkJob
 from rallypoint.errors import InvalidJobError
-from rallypoint.frameworks.spark import environment, progress, properties
+from rallypoint.frameworks.spark import environment, java, progress, properties
 from rallypoint.frameworks.spark.causes import DriverLostError, JarFailedError, causes
 from rallypoint.frameworks.spark.failures import FAILURE_RULES
 from rallypoint.frameworks.spark.s3a import S3A
@@ -301,6 +302,7 @@ def test_the_ui_is_told_to_hide_every_secret_property():
     found = properties.with_secrets({"spark.a": "1"}, {"spark.hadoop.custom.pin": "1234"})
     regex = re.compile(found[properties.REDACTION].replace("(?i)", "", 1), re.IGNORECASE)
     assert regex.search("spark.hadoop.custom.pin")
+    assert regex.search("custom.pin")  # as the UI's list of Hadoop's properties has it
     assert regex.search("spark.hadoop.fs.s3a.secret.key")
     assert not regex.search("spark.hadoop.custom.pinned")
     own = properties.with_secrets({properties.REDACTION: "(?i)pin"}, {"spark.x": "1"})
@@ -334,11 +336,33 @@ def test_files_elsewhere_are_for_spark_to_find(tmp_path):
 def test_a_host_without_java_is_told_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(environment.JavaMissingError, match=r"expected Java 17 or later.*java_home=.*connect="):
-        environment.check_java()
+    with pytest.raises(java.JavaMissingError, match=r"expected Java 17 or later.*java_home=.*connect="):
+        environment.prepare(settings(SparkJob("/jobs/etl.py")))
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(environment.JavaMissingError, match=f"got JAVA_HOME={tmp_path}, in which there is no bin/java"):
-        environment.check_java()
+    with pytest.raises(java.JavaMissingError, match=f"got JAVA_HOME={tmp_path}, in which there is no bin/java"):
+        environment.prepare(settings(SparkJob("/jobs/etl.py")))
+
+
+@pytest.mark.parametrize(
+    ("version", "spark", "too_old"),
+    [
+        ("1.8.0_412", "4.2.0", True),
+        ("11.0.23", "4.0.0", True),
+        ("17.0.15", "4.2.0", False),
+        ("21.0.3", "4.2.0", False),
+        ("11.0.23", "3.5.6", False),  # a distribution that `spark_home` names
+    ],
+)
+def test_a_java_that_is_too_old_for_its_spark_is_told_before_spark_starts(tmp_path, version, spark, too_old):
+    (tmp_path / "release").write_text(f'IMPLEMENTOR="Debian"\nJAVA_VERSION="{version}"\n')
+    (tmp_path / "jars").mkdir()
+    (tmp_path / "jars" / f"spark-core_2.13-{spark}.jar").touch()
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "java"
+    program.touch()
+    expected = pytest.raises(java.JavaMissingError, match=r"expected Java 17 or later, which Spark 4 needs")
+    with expected if too_old else nullcontext():
+        java.require_version(program, str(tmp_path))
 
 
 def test_a_keytab_travels_as_a_secret_and_is_for_this_user_alone(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -270,3 +271,16 @@ def test_without_the_provider_the_error_names_it(connect, monkeypatch):
     with pytest.raises(InvalidJobError, match="apache-airflow-providers-apache-spark, whose connection it is"):
         operator(spark_conn_id="cluster").job()
     assert settings(operator(master="yarn").job())["master"] == "yarn"
+
+
+def test_the_table_of_migration_has_every_option_of_the_providers_operator():
+    from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+
+    table = (EXAMPLES.parents[1] / "docs/spark.md").read_text().partition("## From SparkSubmitOperator")[2]
+    rows = [line.split("|") for line in table.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    there = set(re.findall(r"\w+", " ".join(row[1] for row in rows)))
+    options = set(inspect.signature(SparkSubmitOperator.__init__).parameters) - {"self", "kwargs"}
+    assert options - there == set()
+    # What is "the same" is an option of the own operator.
+    same = {name for row in rows if row[2].strip().startswith("the same") for name in re.findall(r"`(\w+)`", row[1])}
+    assert same & options <= set(inspect.signature(SparkOperator.__init__).parameters)

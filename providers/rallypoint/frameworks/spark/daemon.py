@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rallypoint.frameworks.spark import properties
-from rallypoint.frameworks.spark.environment import FileMissingError, JavaMissingError
+from rallypoint.frameworks.spark.environment import FileMissingError
+from rallypoint.frameworks.spark.java import require_java, require_version
 from rallypoint.worker import context, reaper
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Installation:
 
     Raises:
         FileMissingError: Spark is not here.
-        JavaMissingError: Java is not here.
+        JavaMissingError: Java is not here, or too old.
     """
 
     def __init__(self, spark_home: str | None = None, java_home: str | None = None) -> None:
@@ -57,10 +57,7 @@ class Installation:
                 f"install the package pyspark (pyspark-client has none of it) for {sys.executable}"
             )
             raise FileMissingError(msg)
-        java = Path(self.java_home, "bin", "java") if self.java_home else shutil.which("java")
-        if java is None or not os.access(java, os.X_OK):
-            msg = f"there is no Java on {context.host()}: install Java 17 or 21, and name it with JAVA_HOME if need be"
-            raise JavaMissingError(msg)
+        require_version(require_java(self.java_home), self.home)
 
     def environment(self) -> dict[str, str]:
         """Return the variables that Spark's own scripts want."""

@@ -7,7 +7,6 @@ import binascii
 import importlib.util
 import os
 import shlex
-import shutil
 import socket
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rallypoint.frameworks.spark import hive, properties, s3a
+from rallypoint.frameworks.spark.java import require_java, require_version
 from rallypoint.spec.shipment import ARCHIVE
 from rallypoint.worker import context
 from rallypoint.worker.entry import EntryLoadError
@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 
 _LOOPBACK = "127.0.0.1"
 _FILES = ("spark.jars", "spark.submit.pyFiles", "spark.files", "spark.archives", "spark.kerberos.keytab")
-_LEAST_JAVA = "Java 17 or later"
 _RETRY = 0.5  # seconds between two attempts at a connection
-
-
-class JavaMissingError(EntryLoadError):
-    """There is no Java here to run Spark's driver with."""
 
 
 class FileMissingError(EntryLoadError):
@@ -58,14 +53,15 @@ def prepare(settings: Mapping[str, Any]) -> str:
         settings: Those of `SparkJob.settings`, of a job in client mode with a master.
 
     Raises:
-        JavaMissingError: There is no Java.
+        JavaMissingError: There is no Java, or an old one.
         FileMissingError: A file that the job names is not here.
         SecretMissingError: A variable with a secret is not set.
         MasterUnreachableError: A standalone master does not answer.
         S3AMissingError: Spark has not what its ``s3a://`` settings are for.
     """
-    check_java()
+    found = require_java()
     find_pyspark(settings.get("spark_home"))
+    require_version(found, spark_home())
     conf = complete(settings)
     check_files(conf)
     s3a.require_s3a(conf, spark_home(), also=settings.get("secret_conf", {}))
@@ -139,25 +135,6 @@ def secrets(settings: Mapping[str, Any]) -> dict[str, str]:
             msg = f"got no variable {variable} for the property {name}, expected it among the job's secrets="
             raise SecretMissingError(msg)
     return {name: os.environ[variable] for name, variable in wanted.items()}
-
-
-def check_java() -> None:
-    """Raise if Spark would find no Java.
-
-    Raises:
-        JavaMissingError: It would not.
-    """
-    home = os.environ.get("JAVA_HOME")
-    if home and not os.access(Path(home, "bin", "java"), os.X_OK):
-        msg = f"got JAVA_HOME={home}, in which there is no bin/java on {context.host()}, expected {_LEAST_JAVA}"
-        raise JavaMissingError(f"{msg}: correct java_home= or the variable")
-    if not home and shutil.which("java") is None:
-        msg = (
-            f"got no Java on {context.host()} (JAVA_HOME is not set and no java is on the path), expected "
-            f"{_LEAST_JAVA}, which Spark's driver runs on: install it, name it with java_home=, or use a Spark Connect "
-            "server, whose clients need none, with connect="
-        )
-        raise JavaMissingError(msg)
 
 
 def check_files(conf: Mapping[str, str]) -> None:
