@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -167,6 +168,22 @@ async def test_the_parts_of_one_process_are_read_in_order_though_others_flood(re
         reader.offsets.clear()
         parts = [event.data["part"] for event in await _rest(reader) if event.process == process]
         assert parts == sorted(parts)
+
+
+async def test_what_a_full_disk_tore_is_refused_and_the_next_line_read(reader, events_dir, monkeypatch):
+    writer, write = EventWriter(f"file://{events_dir}", "a-0"), os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, data: write(file, data[:20]))
+        with pytest.raises(OSError, match="No space left on device"):
+            writer.write("progress", step=1)
+    writer.write("progress", step=2)
+    writer.write("progress", step=3)
+    events = await reader.read()
+    assert [(event.kind, event.data.get("step")) for event in events] == [
+        ("rejected", None),
+        ("progress", 2),
+        ("progress", 3),
+    ]
 
 
 def test_the_writer_refuses_a_line_that_readers_would(events_dir):

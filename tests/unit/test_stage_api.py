@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -131,6 +133,26 @@ def test_saving_a_step_again_replaces_it(make):
         stage.save_checkpoint(_writes(text), step=1)
     assert _kept(stage) == [1]
     assert _state(stage.latest_checkpoint()) == "new"
+
+
+@pytest.mark.parametrize("save", ["checkpoint", "artifact", "file"])
+def test_what_could_not_be_written_whole_takes_no_room(make, uri, tmp_path, monkeypatch, save):
+    stage = make()
+
+    def fill(*paths):
+        Path(paths[-1], "model" if Path(paths[-1]).is_dir() else "").write_text("half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "whole").touch()
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    ways = {
+        "checkpoint": lambda: stage.save_checkpoint(fill),
+        "artifact": lambda: stage.save_artifact(fill, name="model"),
+        "file": lambda: stage.save_artifact(tmp_path / "whole"),
+    }
+    with pytest.raises(OSError, match="No space left on device"):
+        ways[save]()
+    assert [path for path in _path(uri).rglob("*") if path.is_file()] == []
 
 
 def test_what_was_just_saved_is_never_removed(make):

@@ -52,6 +52,7 @@ _Entries: TypeAlias = list[tuple[str, int]]
 _EXPECTED: Final = (
     "file:///folder (or an absolute path), s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 )
+_FULL: Final = re.compile(r"No space left on device|Disk quota exceeded")
 _PROBE: Final = ".rallypoint-probe"
 _TRASH: Final = ".rallypoint-trash"  # below a folder: what is being removed
 # Names an object's creator: see `Store.create`. No separators: stores disagree on which ones a metadata key may hold.
@@ -377,6 +378,11 @@ class Store:
     def _error(self, action: str, path: str, error: Exception) -> StoreError:
         text = str(error)
         where = f"cannot {action} {self.uri}/{path}".removesuffix("/")
+        if isinstance(self._place, Path) and _FULL.search(text):
+            return StoreError(
+                f"{where}: the disk is full ({reason(error, {})}): free space in {self.local_path}, for instance with "
+                "`rallypoint prune`; a retry continues"
+            )
         if isinstance(self._place, Path):
             return StoreError(
                 f"{where}: {reason(error, {})}; expected a folder that this process (user id {os.getuid()}) can create "

@@ -10,6 +10,7 @@ of its lines every other second, whole, and begins a new part when it is large.
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import threading
@@ -94,7 +95,10 @@ class EventWriter:
 
 
 class _Folder:
-    """Appends to a file; one write call per line, so that a killed process tears its last line at most."""
+    """Appends to a file; one write call per line, so that a killed process tears its last line at most.
+
+    A disk that becomes full tears one as well. The next one, when there is room again, begins with the end of that.
+    """
 
     def __init__(self, uri: str, process: str) -> None:
         folder = unquote(urlsplit(uri).path)
@@ -102,8 +106,17 @@ class _Folder:
         self._file = os.open(os.path.join(folder, f"{process}.jsonl"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def append(self, data: bytes) -> None:
-        os.write(self._file, data)
+        if self._torn:
+            data = b"\n" + data
+        written = os.write(self._file, data)
+        self._torn = self._torn if written == 0 else written < len(data)
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def touch(self, moment: float) -> None:
+        os.utime(self._file, (moment, moment))
+
+        self._torn = False
     def flush(self) -> None:
         """Whoever reads the file sees what was written to it."""
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -20,7 +21,7 @@ from rallypoint.worker.process import to_json_value, writer
 from rallypoint.worker.storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rallypoint.worker.events import EventWriter
 
@@ -151,11 +152,11 @@ class Stage:
             msg = f"save_checkpoint(step=…): got {number}, expected 0 or more"
             raise ValueError(msg)
         began = time.monotonic()
-        folder = self._storage.scratch()
-        write(folder)
-        size = _size(folder)
         name = f"step-{number:012d}"
-        uri = self._storage.commit(folder, f"{_CHECKPOINTS}/{name}")
+        with self._scratch() as folder:
+            write(folder)
+            size = _size(folder)
+            uri = self._storage.commit(folder, f"{_CHECKPOINTS}/{name}")
         self._events.write(
             "artifact",
             kind="checkpoint",
@@ -197,14 +198,14 @@ class Stage:
             size = os.path.getsize(source)
             uri = self._storage.commit_file(os.fspath(source), f"{_ARTIFACTS}/{name}")
         else:
-            folder = self._storage.scratch()
-            if callable(source):
-                source(folder)
-            else:
-                name = name or _own_name(source)
-                shutil.copytree(source, folder, dirs_exist_ok=True)
-            size = _size(folder)
-            uri = self._storage.commit(folder, f"{_ARTIFACTS}/{name}")
+            with self._scratch() as folder:
+                if callable(source):
+                    source(folder)
+                else:
+                    name = name or _own_name(source)
+                    shutil.copytree(source, folder, dirs_exist_ok=True)
+                size = _size(folder)
+                uri = self._storage.commit(folder, f"{_ARTIFACTS}/{name}")
         self._events.write("artifact", kind="artifact", name=name, uri=uri, bytes=size)
         return uri
 
@@ -241,6 +242,16 @@ class Stage:
         """
         if self.rank == 0:
             self._events.write("result", value=to_json_value(value))
+
+    @contextmanager
+    def _scratch(self) -> Iterator[str]:
+        """A folder to write into. What was not published is removed: a disk that it filled then has room to say so."""
+        folder = self._storage.scratch()
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     @property
     def _events(self) -> EventWriter:

@@ -68,13 +68,15 @@ class FolderStorage:
         """Rename a copy of a file into its place."""
         target = self._path(name)
         folder = self.scratch()
-        made = os.path.join(folder, "file")
-        shutil.copyfile(path, made)
-        _synchronise(made)
-        _make_folder(os.path.dirname(target))
-        os.replace(made, target)
-        _synchronise(os.path.dirname(target))
-        os.rmdir(folder)
+        try:
+            made = os.path.join(folder, "file")
+            shutil.copyfile(path, made)
+            _synchronise(made)
+            _make_folder(os.path.dirname(target))
+            os.replace(made, target)
+            _synchronise(os.path.dirname(target))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return f"{self.uri}/{quoted(name)}"
 
     def names(self, prefix: str) -> list[str]:
