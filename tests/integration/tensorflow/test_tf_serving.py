@@ -66,7 +66,7 @@ def models(tmp_path_factory):
 class Cluster:
     """The small model server, one store, and stages with keys of their own."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, env):
         self.folder = folder
         self.config = folder / "config/models.config"
         self.config.parent.mkdir()
@@ -78,22 +78,24 @@ class Cluster:
         port_file = folder / "port"
         script = Path(__file__).with_name("tf_serving_server.py")
         argv = [sys.executable, script, port_file, "--config", self.config, "--hold", self.hold]
-        self.process = subprocess.Popen(argv)
+        self.process = subprocess.Popen(argv, env={**os.environ, "TMPDIR": str(folder), **env})
         deadline = time.monotonic() + DEADLINE
         while not port_file.exists():
             assert self.process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        self.url = f"http://127.0.0.1:{port_file.read_text()}"
+        rest, grpc = port_file.read_text().split()
+        self.url, self.grpc = f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}"
 
     def end(self):
         self.process.terminate()
         self.process.wait(30)
 
-    def serve(self, name, policy=""):
+    def serve(self, name, policy="", base=None):
         """Have the server serve a further model."""
-        base = self.folder / name
-        base.mkdir()
+        if base is None:
+            base = self.folder / name
+            base.mkdir()
         block = f"  config {{\n    name: '{name}'\n    base_path: '{base}'\n    {policy}\n  }}\n"
         draft = self.config.with_suffix(".new")
         draft.write_text(self.config.read_text().rstrip().removesuffix("}") + block + "}\n")
@@ -154,6 +156,29 @@ class Served:
         with urllib.request.urlopen(f"{self.cluster.url}/v1/models/{self.name}{at}:predict", body, 60) as answer:
             return json.load(answer)["predictions"]
 
+    def ask_by_grpc(self, **which):
+        """Return the version that answers, and its answer; the request and the answer are TensorFlow Serving's own."""
+        import grpc
+        import tensorflow as tf
+        from tensorflow_serving.apis.predict_pb2 import PredictRequest
+        from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+
+        request = PredictRequest(model_spec={"name": self.name, **which})
+        request.inputs["x"].CopyFrom(tf.make_tensor_proto([1.0, 2.0], tf.float32))
+        with grpc.insecure_channel(self.cluster.grpc) as channel:
+            answer = PredictionServiceStub(channel).Predict(request, timeout=60)
+        return answer.model_spec.version.value, tf.make_ndarray(answer.outputs["y"]).tolist()
+
+    def states_by_grpc(self):
+        import grpc
+        from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, ModelVersionStatus
+        from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceStub
+
+        with grpc.insecure_channel(self.cluster.grpc) as channel:
+            request = GetModelStatusRequest(model_spec={"name": self.name})
+            answer = ModelServiceStub(channel).GetModelStatus(request, timeout=60)
+        return {each.version: ModelVersionStatus.State.Name(each.state) for each in answer.model_version_status}
+
     def numbers(self):
         return sorted(int(each.name) for each in self.base.iterdir() if each.name.isdigit())
 
@@ -162,8 +187,10 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    cluster = Cluster(tmp_path_factory.mktemp("serving"))
+def cluster(tmp_path_factory, s3_endpoint):
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing-secret-key"}
+    env = {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": s3_endpoint}
+    cluster = Cluster(tmp_path_factory.mktemp("serving"), env)
     yield cluster
     cluster.end()
 
@@ -204,6 +231,26 @@ async def test_a_version_is_deployed_probed_and_labelled_and_the_next_one_takes_
     second = served.deploy(models[3], probe={**probe, "expect": {"predictions": [3.0, 6.0]}, "tolerance": 0}, **more)
     assert (second["version"], second["labels"]) == (2, {"stable": 2})
     assert (served.ask(), served.ask("/labels/stable")) == ([3.0, 6.0], [3.0, 6.0])
+    assert served.ask_by_grpc() == served.ask_by_grpc(version_label="stable") == (2, [3.0, 6.0])
+    assert served.states_by_grpc() == {2: "AVAILABLE", 1: "END"}
+
+
+async def test_a_base_path_in_a_bucket_is_served_from_there(cluster, models, s3_store_uri, monkeypatch):
+    uri, options = s3_store_uri
+    store, base = Store.open(uri, options=options), f"{uri}/models/line"
+    served = cluster.serve("in_a_bucket", base=base)
+    engine = Engine(store, StageKey(("serving", "r1", "in-a-bucket")), cluster.launcher)
+    probe = {**PROBE, "expect": {"predictions": [2.0, 4.0]}}
+    first = await served.result(served.job(models[2], probe=probe), engine)
+    assert (first["version"], first["path"], served.ask()) == (1, f"{base}/1", [2.0, 4.0])
+    for name, value in store.job_env().items():
+        monkeypatch.setenv(name, value)
+    second = served.deploy(models[3], keep_versions=1)
+    assert (second["version"], second["pruned"], served.ask()) == (2, [1], [3.0, 6.0])
+    with pytest.raises(AssertionError, match="version 3 was taken away; version 2 is available"):
+        served.deploy(models[5], probe=probe)
+    assert (open_versions(base).numbers(), served.states()) == ([2], {1: "pruned", 2: "serving", 3: "failed"})
+    assert served.ask() == [3.0, 6.0]
 
 
 async def test_a_model_with_another_signature_is_refused_before_anything_is_copied(served, models):

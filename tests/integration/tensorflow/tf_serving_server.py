@@ -1,12 +1,14 @@
-"""A small server that speaks TensorFlow Serving's REST API and really loads and runs SavedModels with TensorFlow.
+"""A small server that speaks TensorFlow Serving's APIs and really loads and runs SavedModels with TensorFlow.
 
-It stands in for ``tensorflow_model_server``, which cannot be installed here: the status API (of a model, a version, a
-label), ``:predict`` in rows and columns, the version policies ``latest`` and ``all``, the model config file with
-labels, and its two polls. Like the real one it loads the new version before it unloads the old one, refuses a config
-with a label of a version that is not available, and keeps the state of versions that are gone.
+It stands in for ``tensorflow_model_server``, which cannot be installed here. Over REST: the status of a model, a
+version, a label, and ``:predict`` in rows and columns. Over gRPC, with the published messages of
+``tensorflow-serving-api``: ``PredictionService.Predict`` and ``ModelService.GetModelStatus``. Further the version
+policies ``latest`` and ``all``, the model config file with labels, its two polls, and base paths in S3. Like the real
+one it loads the new version before it unloads the old one, refuses a config with a label of a version that is not
+available, and keeps the state of versions that are gone.
 
-Run as ``python tf_serving_server.py PORT_FILE (--model NAME BASE_PATH | --config FILE) [--hold FILE]``. While the file
-of ``--hold`` is there, it looks at nothing.
+Run as ``python tf_serving_server.py PORT_FILE (--model NAME BASE_PATH | --config FILE) [--hold FILE]``; the file then
+has the ports of REST and of gRPC. While the file of ``--hold`` is there, it looks at nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import json
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 POLL = 0.1  # seconds
@@ -27,12 +31,52 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 
+class Folder:
+    """A base path on this host."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def versions(self) -> list[int]:
+        return sorted(int(each.name) for each in Path(self.path).glob("*") if each.name.isdigit())
+
+    def fetch(self, version: int) -> str:
+        return f"{self.path}/{version}"
+
+
+class S3:
+    """A base path in a bucket, read with a client of its own. The real server's file systems read it in place."""
+
+    def __init__(self, uri: str) -> None:
+        import boto3
+
+        self.client = boto3.client("s3")
+        self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+
+    def keys(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/")
+        found = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return [key.removeprefix(f"{self.prefix}/") for key in found]
+
+    def versions(self) -> list[int]:
+        return sorted({int(key.partition("/")[0]) for key in self.keys() if re.match(r"\d+/", key)})
+
+    def fetch(self, version: int) -> str:
+        folder = tempfile.mkdtemp()
+        for key in self.keys():
+            if key.startswith(f"{version}/"):
+                target = Path(folder, key)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.client.download_file(self.bucket, f"{self.prefix}/{key}", str(target))
+        return f"{folder}/{version}"
+
+
 class Model:
     """One served model: its versions' states, and what is loaded."""
 
     def __init__(self, name: str, base_path: str) -> None:
         self.name = name
-        self.base_path = base_path
+        self.base = S3(base_path) if base_path.startswith("s3://") else Folder(base_path)
         self.serves_all = False
         self.loaded: dict[int, object] = {}
         self.states: dict[int, tuple[str, str, str]] = {}
@@ -41,13 +85,17 @@ class Model:
     def look(self) -> None:
         import tensorflow as tf
 
-        found = sorted(int(each.name) for each in Path(self.base_path).glob("*") if each.name.isdigit())
+        found = self.base.versions()
         aspired = found if self.serves_all else found[-1:]
         for version in aspired:
             if version not in self.loaded and self.states.get(version, ("",))[0] != "LOADING":
                 self.states[version] = ("LOADING", "OK", "")
+                folder = self.base.fetch(version)
+                if isinstance(self.base, S3) and not Path(folder, "saved_model.pb").exists():
+                    del self.states[version]  # not whole yet: the real one tries again later, too
+                    continue
                 try:
-                    self.loaded[version] = tf.saved_model.load(f"{self.base_path}/{version}")
+                    self.loaded[version] = tf.saved_model.load(folder)
                     self.states[version] = ("AVAILABLE", "OK", "")
                 except Exception as error:  # noqa: BLE001 - whatever a model raises is its state
                     self.states[version] = ("END", "UNKNOWN", str(error)[:300])
@@ -59,20 +107,24 @@ class Model:
     def newest(self) -> int:
         return max((version for version, each in self.loaded.items() if each is not None), default=0)
 
-    def predict(self, version: int, request: dict) -> dict:
+    def run(self, version: int, signature: str, given: dict[str, object]) -> dict[str, object]:
+        """Return the output tensors by name."""
         import tensorflow as tf
 
-        function = self.loaded[version].signatures[request.get("signature_name", "serving_default")]
+        function = self.loaded[version].signatures[signature or "serving_default"]
         specs = function.structured_input_signature[1]
+        return function(**{name: tf.constant(value, specs[name].dtype) for name, value in given.items()})
+
+    def predict(self, version: int, request: dict) -> dict:
         rows = "instances" in request
         given = request["instances"] if rows else request["inputs"]
+        signature = request.get("signature_name", "serving_default")
         if rows and given and isinstance(given[0], dict):
             given = {name: [row[name] for row in given] for name in given[0]}
         if not isinstance(given, dict):
-            (only,) = specs
+            (only,) = self.loaded[version].signatures[signature].structured_input_signature[1]
             given = {only: given}
-        outputs = function(**{name: tf.constant(value, specs[name].dtype) for name, value in given.items()})
-        values = {name: tensor.numpy().tolist() for name, tensor in outputs.items()}
+        values = {name: tensor.numpy().tolist() for name, tensor in self.run(version, signature, given).items()}
         if len(values) == 1:
             return {"predictions" if rows else "outputs": next(iter(values.values()))}
         if rows:
@@ -182,6 +234,62 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def serve_grpc(models: dict[str, Model]) -> tuple[object, int]:
+    """Answer over gRPC; return the server, which ends when nobody holds it, and its port."""
+    import grpc
+    import tensorflow as tf
+    from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc, predict_pb2
+    from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_service
+
+    def target(spec, context) -> tuple[Model, int | None]:
+        """Return the model of a request, and the version if it names one, by number or by label."""
+        model = models.get(spec.name)
+        if model is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
+        chosen = spec.WhichOneof("version_choice")
+        if chosen == "version_label" and spec.version_label not in model.labels:
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"Unrecognized servable version label: {spec.version_label}"
+            )
+        numbers = {"version": spec.version.value, "version_label": model.labels.get(spec.version_label)}
+        return model, numbers.get(chosen or "")
+
+    class Prediction(prediction_service.PredictionServiceServicer):
+        def Predict(self, request, context):  # noqa: N802 - gRPC's name
+            model, number = target(request.model_spec, context)
+            number = model.newest() if number is None else number
+            if model.loaded.get(number) is None:
+                context.abort(
+                    grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific({model.name}, {number})"
+                )
+            signature = request.model_spec.signature_name or "serving_default"
+            given = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
+            answer = predict_pb2.PredictResponse()
+            answer.model_spec.name, answer.model_spec.signature_name = model.name, signature
+            answer.model_spec.version.value = number
+            for name, tensor in model.run(number, signature, given).items():
+                answer.outputs[name].CopyFrom(tf.make_tensor_proto(tensor))
+            return answer
+
+    class Status(model_service_pb2_grpc.ModelServiceServicer):
+        def GetModelStatus(self, request, context):  # noqa: N802 - gRPC's name
+            model, number = target(request.model_spec, context)
+            answer = get_model_status_pb2.GetModelStatusResponse()
+            for each in [number] if number is not None else sorted(model.states, reverse=True):
+                state, code, message = model.states[each]
+                status = answer.model_version_status.add(version=each)
+                status.state = get_model_status_pb2.ModelVersionStatus.State.Value(state)
+                status.status.error_code, status.status.error_message = (0 if code == "OK" else 2), message
+            return answer
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    prediction_service.add_PredictionServiceServicer_to_server(Prediction(), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Status(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, port
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port_file")
@@ -191,9 +299,10 @@ def main() -> None:
     options = parser.parse_args()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.models = ModelServer(options)
+    _grpc, grpc_port = serve_grpc(server.models.models)
     threading.Thread(target=server.models.run, daemon=True).start()
     draft = Path(f"{options.port_file}.new")
-    draft.write_text(str(server.server_address[1]))
+    draft.write_text(f"{server.server_address[1]} {grpc_port}")
     draft.rename(options.port_file)
     server.serve_forever()
 
