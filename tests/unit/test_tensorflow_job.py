@@ -13,7 +13,14 @@ from rallypoint.errors import InvalidJobError
 from rallypoint.frameworks.tensorflow import strategy, task
 from rallypoint.frameworks.tensorflow.cluster import Cluster, Member, Task, rank_variables
 from rallypoint.frameworks.tensorflow.devices import DeviceError, choose, prepare
-from rallypoint.frameworks.tensorflow.rendezvous import JoinTimeoutError, Leader, LeaderLostError, Membership
+from rallypoint.frameworks.tensorflow.rendezvous import (
+    JoinTimeoutError,
+    Leader,
+    LeaderLostError,
+    Membership,
+    as_all_reach,
+    interface,
+)
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
 from rallypoint.launchers.placement import place
 from rallypoint.spec.failure import FailureRule, Kind
@@ -368,6 +375,34 @@ def test_the_end_of_the_leader_is_no_good_end(endpoint):
 
         error, _ = together(member(endpoint, "worker-0").join, hang_up)
     assert isinstance(error, LeaderLostError)
+
+
+@pytest.mark.parametrize(
+    ("leader", "addresses", "told"),
+    [
+        ("127.0.0.1", ["127.0.0.1:1", "127.0.0.1:2"], ["127.0.0.1:1", "127.0.0.1:2"]),
+        ("gpu-1", ["127.0.1.1:1", "127.0.1.1:2", "10.0.0.2:3"], ["gpu-1:1", "gpu-1:2", "10.0.0.2:3"]),
+        ("10.0.0.1", ["10.0.0.1:1", "10.0.0.2:3"], ["10.0.0.1:1", "10.0.0.2:3"]),
+        ("fd00::1", ["[::1]:1", "[fd00::2]:3"], ["[fd00::1]:1", "[fd00::2]:3"]),
+    ],
+)
+def test_who_came_over_the_leaders_loopback_is_known_to_other_hosts_by_the_leaders_name(leader, addresses, told):
+    members = {f"worker-{number}": {"host": "h", "address": address} for number, address in enumerate(addresses)}
+    assert [each["address"] for each in as_all_reach(members, leader).values()] == told
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "listens"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("localhost", "::1", "localhost"),
+        ("gpu-1", "10.0.0.1", "gpu-1"),
+        ("gpu-1", "127.0.1.1", ""),
+        ("a-service", None, ""),
+    ],
+)
+def test_the_leader_listens_where_the_others_come(host, address, listens):
+    assert interface(host, address) == listens
 
 
 # What ends a gang, and what does not ----------------------------------------------------------------------------------

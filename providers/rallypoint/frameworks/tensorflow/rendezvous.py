@@ -20,6 +20,7 @@ trusted. The attempt's id keeps out what is left of an older attempt. Standard l
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import socket
 import sys
@@ -61,6 +62,7 @@ class Leader:
     def __init__(
         self, endpoint: str, *, attempt: str, members: Sequence[str], deciding: Sequence[str], timeout: float
     ) -> None:
+        self._host = _split(endpoint)[0]
         self._attempt, self._members, self._deciding = attempt, tuple(members), frozenset(deciding)
         self._timeout = timeout
         self._join_by: float | None = None
@@ -97,7 +99,10 @@ class Leader:
             name = self._welcome(line)
             if name is None:
                 return
-            line.send({"members": self._joined} if self._all(self._joined) else self._missing(self._joined))
+            all_joined = self._all(self._joined)
+            line.send(
+                {"members": as_all_reach(self._joined, self._host)} if all_joined else self._missing(self._joined)
+            )
             if line.receive() != {"ready": True}:
                 return
             with self._changed:
@@ -321,13 +326,54 @@ def _connected_to_another(host: str, port: int) -> socket.socket:
     return connection
 
 
+def as_all_reach(members: dict[str, dict[str, str]], leaders_host: str) -> dict[str, dict[str, str]]:
+    """Return the members with addresses that hold on every host.
+
+    Those on the leader's own host may have come over its loopback interface. Where others come from elsewhere, their
+    address is the name by which these have reached the leader.
+
+    Args:
+        members: ``host`` and ``address`` by name.
+        leaders_host: The host of the rendezvous, as all know it.
+    """
+    if all(_is_loopback(_split(each["address"])[0]) for each in members.values()):
+        return members
+    here = f"[{leaders_host}]" if ":" in leaders_host else leaders_host
+    return {
+        name: {**each, "address": f"{here}:{_split(each['address'])[1]}"}
+        if _is_loopback(_split(each["address"])[0])
+        else each
+        for name, each in members.items()
+    }
+
+
+def interface(host: str, address: str | None) -> str:
+    """Return where to listen as a host that the others know by a name: one address, or all interfaces as ``""``.
+
+    Args:
+        host: The name or the address.
+        address: What it is on this host; None if it is nothing here.
+    """
+    if address is None:
+        return ""
+    # Many hosts know their own name as one of the loopback interface, where nobody else comes.
+    return "" if _is_loopback(address) and not _is_loopback(host) else host
+
+
 def _listen(endpoint: str) -> socket.socket:
     host, port = _split(endpoint)
     try:
-        return socket.create_server((host, port), backlog=1024)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server((interface(host, str(found[0][4][0])), port), backlog=1024)
     except OSError:
         # The others know this host by a name or an address that it does not have itself, such as a service's.
-        return socket.create_server(("", port), backlog=1024)
+        return socket.create_server((interface(host, None), port), backlog=1024)
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _reserved_port() -> socket.socket:
