@@ -139,13 +139,18 @@ def write_whole(dag_file, text):
     draft.replace(dag_file)
 
 
-def test_changed_code_and_world_size_continue_from_the_checkpoint(airflow, witness, variable):
+def test_changed_code_memory_and_world_size_continue_from_the_checkpoint(airflow, witness, variable):
     run = fail_once(airflow, "changed", witness)
     variable("world", "2")
     dag_file = airflow.instance.dags / "faults.py"
     text = dag_file.read_text()
-    changed = text.replace('"world": rallypoint.stage().world_size}', '"world": 10 * stage_size()}').replace(
-        "def first_epoch", "def stage_size() -> int:\n    return rallypoint.stage().world_size\n\n\ndef first_epoch", 1
+    changed = text.replace('"world": rallypoint.stage().world_size}', '"world": 10 * stage_size()}')
+    changed = changed.replace("'1') }}\", ", "'1') }}\", job_resources=MORE_MEMORY, ")
+    changed = changed.replace(
+        "def first_epoch",
+        'MORE_MEMORY = rallypoint.Resources(memory="4GiB")\n\n\n'
+        "def stage_size() -> int:\n    return rallypoint.stage().world_size\n\n\ndef first_epoch",
+        1,
     )
     write_whole(dag_file, changed)
     try:
@@ -154,6 +159,10 @@ def test_changed_code_and_world_size_continue_from_the_checkpoint(airflow, witne
     finally:
         write_whole(dag_file, text)
     assert airflow.api.xcom("changed", run, "train") == {"first": 3, "world": 20}
+    gangs = [
+        read_json(str(run_folder(airflow, one) / "gang.json")) for one in airflow.attempts("changed", run, "train")
+    ]
+    assert [gang["roles"][0]["resources"]["memory"] for gang in gangs] == [None, "4GiB"]
 
 
 def test_another_launcher_continues_from_the_checkpoint(airflow, witness):
@@ -226,6 +235,7 @@ def ways_to_fail(airflow) -> str:
     ("task", "words"),
     [
         ("rank_is_killed", ["retryable: rank 1 on", "killed (SIGKILL)", "| the last words of rank 1", "all logs: "]),
+        ("all_ranks_are_killed", ["retryable: rank ", "killed (SIGKILL)", "| the last words of rank ", "all logs: "]),
         ("rank_hangs", ["retryable: the job: stalled", "rank 1 (pid", "waiting_for_a_peer_that_never_comes"]),
         ("rank_is_out_of_memory", ["retryable: rank 0 on", "out of memory", "MemoryError"]),
         ("disk_is_full", ["retryable: rank 0 on", "disk full", "No space left on device"]),

@@ -94,7 +94,7 @@ class StageTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Stop the job when its task is cleared or marked, if no newer try owns it."""
         engine = await self._engine()
-        why = "the task was cleared or marked in Airflow"
+        why = "the task was cleared or marked, or its run timed out, in Airflow"
         if await engine.cancel(self.attempt, owner=self.owner, why=why, grace=KILL_GRACE):
             self.log.info("the job of attempt %d was stopped: %s", self.attempt, why)
         else:

@@ -45,6 +45,14 @@ def rank_is_killed() -> None:
     time.sleep(120)
 
 
+def all_ranks_are_killed() -> None:
+    import os
+    import signal
+
+    print(f"the last words of rank {rallypoint.stage().rank}", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def rank_hangs() -> None:
     import threading
 
@@ -90,6 +98,7 @@ def ways_to_fail() -> None:
     two = {"nproc_per_node": 2, "deferrable": True}
     one = {"nproc_per_node": 1, "deferrable": True}
     task.torch(task_id="rank_is_killed", **two)(rank_is_killed)()
+    task.torch(task_id="all_ranks_are_killed", **two)(all_ranks_are_killed)()
     task.torch(task_id="rank_hangs", stall_timeout=45, **two)(rank_hangs)()
     task.torch(task_id="rank_is_out_of_memory", **one)(rank_is_out_of_memory)()
     task.torch(task_id="disk_is_full", **one)(disk_is_full)()
