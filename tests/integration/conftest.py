@@ -30,10 +30,12 @@ def _jobs_below(folder: Path) -> dict[int, str]:
         if int(name) == os.getpid():
             continue
         env = hostprocs.environment(int(name))
-        below = any(str(folder) in env.get(key, "") for key in (context.LOGS_DIR, "PYTHONPATH"))
+        below = any(str(folder) in env.get(key, "") for key in (context.LOGS_DIR, context.RUN_DIR, "PYTHONPATH"))
         if context.ATTEMPT_ID in env and below and hostprocs.start_time(int(name)) is not None:
             with suppress(OSError):
-                found[int(name)] = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if line:  # one that is ending has none
+                    found[int(name)] = line
     return found
 
 

@@ -143,7 +143,7 @@ class Place:
                     continue
             except psutil.Error:
                 continue
-            mine = str(self.folder) in environment.get("PYTHONPATH", "") and "RALLYPOINT_ATTEMPT" in environment
+            mine = str(self.folder) in environment.get("RALLYPOINT_RUN_DIR", "")
             if mine and attempt in (None, environment["RALLYPOINT_ATTEMPT"]):
                 found.append(process)
         return found

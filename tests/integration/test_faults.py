@@ -153,7 +153,7 @@ async def test_a_worker_that_is_killed_leaves_one_run_whose_result_the_next_try_
         ("supervisor-after-started", State.LOST, [0], [1]),
         ("supervisor-running", State.LOST, [0, 2], [1]),
         # It had said its last word, and how it ended is not known: the next one finds nothing left to do.
-        ("supervisor-before-final", State.LOST, [0, 4], [1, 1]),
+        ("supervisor-before-ended", State.LOST, [0, 4], [1, 1]),
     ],
 )
 async def test_a_supervisor_that_is_killed_loses_the_attempt_and_the_next_one_continues(
@@ -177,6 +177,17 @@ async def test_a_supervisor_that_is_killed_loses_the_attempt_and_the_next_one_co
     assert jobs_left() == {}
 
 
+async def test_a_supervisor_that_is_killed_when_the_ends_are_recorded_loses_nothing(place, jobs_left):
+    place.armed.touch()
+    out, err = place.a_try("supervisor-before-final").communicate(timeout=60)
+    assert "delivered {'from': 0}" in out, err
+    assert not place.armed.exists()
+    assert place.delivered() == "delivered {'from': 0}"
+    assert (place.said("start"), place.said("epoch"), place.said("completed")) == ([0], [1, 2, 3, 4], [1])
+    assert await place.engine.ledger.numbers() == [1]
+    assert jobs_left() == {}
+
+
 async def test_after_a_reboot_of_the_machine_the_attempt_is_lost_and_the_next_one_continues(place, until, jobs_left):
     (place.folder / "held").touch()
     worker = place.a_try()
@@ -196,6 +207,36 @@ async def test_after_a_reboot_of_the_machine_the_attempt_is_lost_and_the_next_on
     assert (place.said("start"), place.said("epoch")) == ([0, 2], [1, 2, 3, 4])
     assert place.said("completed") == [1]
     assert jobs_left() == {}
+
+
+FILLS = """
+    from pathlib import Path
+    import rallypoint
+
+    def fill(folder):
+        with Path(folder, "model").open("wb") as file:
+            while True:
+                file.write(b"x" * 65536)
+
+    stage = rallypoint.stage()
+    if (checkpoint := stage.latest_checkpoint()) is None:
+        stage.save_checkpoint(lambda folder: Path(folder, "epoch").write_text("1"), step=1)
+        stage.save_checkpoint(fill, step=2)
+    stage.result({"from": int(Path(checkpoint, "epoch").read_text())})
+"""
+
+
+def test_a_job_that_fills_the_disk_of_the_store_says_so_and_the_next_try_continues(tmp_path, script):
+    """The disk is a file system of 2 MiB, in a mount namespace of its own."""
+    alone = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*alone, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode:
+        pytest.skip("this host lets nobody mount a file system of his own")
+    (tmp_path / "store").mkdir()
+    both = 'mount -t tmpfs -o size=2m none "$1/store"; "$0" -c "$3" try-1 "$1" "$2" ""; "$0" -c "$3" try-2 "$1" "$2" ""'
+    command = [*alone, both, sys.executable, tmp_path, script(FILLS), textwrap.dedent(WORKER)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "disk full: OSError: [Errno 28] No space left on device" in done.stderr
+    assert done.stdout.strip() == "delivered {'from': 1}", done.stderr
 
 
 def test_every_point_is_in_the_code():

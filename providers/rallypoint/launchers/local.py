@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, ProcessEnd, Status
+from rallypoint.launchers.interpreters import ORCHESTRATORS, look_at
 from rallypoint.launchers.placement import place
 from rallypoint.launchers.removal import left_in, remove_folder, remove_output
 from rallypoint.launchers.run_folder import (
@@ -37,7 +38,7 @@ from rallypoint.launchers.run_folder import (
 )
 from rallypoint.launchers.waiting import until_gone
 from rallypoint.spec.shipment import ARCHIVE
-from rallypoint.worker import context, hostprocs, probe
+from rallypoint.worker import context, hostprocs
 from rallypoint.worker.supervisor import write_json
 
 if TYPE_CHECKING:
@@ -51,9 +52,12 @@ STRAGGLERS = 5.0  # seconds that killed processes have for their end within one 
 STALE_HEARTBEAT = 60.0  # seconds after which a supervisor on another host counts as gone
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL for the rest of a gang that failed
 CHUNK = 1 << 18  # bytes of one log chunk
-# The orchestrator's own settings and credentials are no business of a job.
-_ORCHESTRATORS = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW", "PREFECT_")
-_WITHHELD = (*_ORCHESTRATORS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_")
+# From the package as it is installed here, which is compiled, and without site-packages: its start delays every launch.
+_SUPERVISE = (
+    "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from rallypoint.worker.supervisor import main; "
+    "sys.exit(main(sys.argv[2]))"
+)
+_WITHHELD = (*ORCHESTRATORS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_")
 
 
 class LocalLauncher:
@@ -159,7 +163,7 @@ class LocalLauncher:
 
     def _preflight(self, gang: Gang) -> None:
         python = gang.python or self.python
-        found = _probe(python, gang.requires)
+        found = look_at(python, gang.requires)
         if found["missing"]:
             names = ", ".join(found["missing"])
             msg = (
@@ -199,6 +203,8 @@ class LocalLauncher:
             _write_whole(folder / "processes.json", json.dumps(spec | {"grace": GRACE, "py_spy": _py_spy()}).encode())
         except OSError as error:
             msg = f"could not prepare the run folder {folder}: {error}"
+        for process in spec["processes"]:
+            process["env"].setdefault("PYTHONPATH", str(folder / ARCHIVE))
             raise LaunchError(msg) from error
 
     def _start_supervisor(self, gang: Gang, attempt: str) -> None:
@@ -209,14 +215,13 @@ class LocalLauncher:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
         environment |= {name: secret.reveal() for name, secret in gang.secrets.items()}
         environment["PATH"] = os.pathsep.join([str(Path(python).parent), environment.get("PATH", os.defpath)])
-        environment["PYTHONPATH"] = str(folder / ARCHIVE)
         environment[context.ATTEMPT_ID] = attempt
         environment[context.RUN_DIR] = str(folder)
         try:
             with (folder / "supervisor.log").open("ab") as log:
                 # It forks and the first process ends at once, so nothing here has a child to wait for later.
                 done = subprocess.run(
-                    [sys.executable, "-m", "rallypoint.worker.supervisor", str(folder)],
+                    [sys.executable, "-S", "-c", _SUPERVISE, str(Path(__file__).parents[2]), str(folder)],
                     env=environment,
                     cwd=folder,
                     stdin=subprocess.DEVNULL,
@@ -257,7 +262,8 @@ class LocalLauncher:
         if started["host"] == socket.gethostname() and not _end_stragglers(folder):
             return Status(Phase.RUNNING)  # what is called lost may be launched anew
         message = f"its supervisor (pid {started['pid']} on {started['host']}) is gone and left no final record"
-        return Status(Phase.LOST, message=message)
+        # It may have been killed between its last two records, and then how everything ended is known.
+        return _ended(folder, "ended.json") or Status(Phase.LOST, message=message)
 
     def _alive(self, folder: Path, started: dict[str, Any]) -> bool:
         if started["host"] == socket.gethostname():
@@ -323,10 +329,10 @@ class LocalLauncher:
         return folder_of(self.root, attempt)
 
 
-def _ended(folder: Path) -> Status | None:
-    """Return how a gang ended; None if there is no final record, or what the job put in its place."""
+def _ended(folder: Path, record: str = "final.json") -> Status | None:
+    """Return how a gang ended; None if there is no such record, or what the job put in its place."""
     try:
-        final = read_record(folder, "final.json")
+        final = read_record(folder, record)
         if final is None:
             return None
         processes = tuple(
@@ -379,24 +385,3 @@ def _end_stragglers(folder: Path) -> bool:
 @lru_cache(maxsize=1)
 def _py_spy() -> str | None:
     return shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-
-
-def _probe(python: str, modules: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        done = subprocess.run(
-            [python, str(Path(probe.__file__)), *modules],
-            env={name: value for name, value in os.environ.items() if not name.startswith(_ORCHESTRATORS)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-    except FileNotFoundError:
-        msg = f"got python={python!r}, expected the path of a Python interpreter on {socket.gethostname()}"
-        raise PreflightError(msg) from None
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", "") or error
-        msg = f"the job's Python {python} cannot be run on {socket.gethostname()}: {detail}"
-        raise PreflightError(msg) from error
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found

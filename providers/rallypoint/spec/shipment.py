@@ -14,6 +14,7 @@ from pathlib import Path
 ARCHIVE = "rallypoint.zip"
 _PARTS = ("__init__.py", "errors.py", "worker", "frameworks", "examples", "spec")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_LEVEL = 1  # of the compression: every task's process makes the zip, and a smaller one is hardly smaller
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +30,7 @@ def archive() -> bytes:
         for root, sources in ((package, files), (pickle, _sources(pickle))):
             for file in sources:
                 info = zipfile.ZipInfo((Path(root.name) / file.relative_to(root)).as_posix(), date_time=_EPOCH)
-                target.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED)
+                target.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED, _LEVEL)
     return buffer.getvalue()
 
 

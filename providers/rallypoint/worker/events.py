@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rallypoint.worker import context
-from rallypoint.worker.bucket import Bucket
 from rallypoint.worker.reports import Reports
 
 if TYPE_CHECKING:
@@ -109,6 +108,7 @@ class _Folder:
         if self._torn:
             data = b"\n" + data
         written = os.write(self._file, data)
+        self._torn = False
         self._torn = self._torn if written == 0 else written < len(data)
         if written < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -116,7 +116,6 @@ class _Folder:
     def touch(self, moment: float) -> None:
         os.utime(self._file, (moment, moment))
 
-        self._torn = False
     def flush(self) -> None:
         """Whoever reads the file sees what was written to it."""
 
@@ -130,6 +129,8 @@ class _Bucket:
         self._part = 0
         self._lines = bytearray()  # of this part
         self._uploaded = 0  # bytes of this part
+        from rallypoint.worker.bucket import Bucket  # noqa: PLC0415 - a folder needs none, and a start waits for imports
+
         self._appending = threading.Lock()
         self._uploading = threading.Lock()
         self._sign_of_life = _sign_of_life(process)

@@ -17,7 +17,8 @@ In the supervisor:
 ``supervisor-before-started``  it holds the lock, and has not said that it started
 ``supervisor-after-started``   it has said so, and no process of the gang was started
 ``supervisor-running``         the gang runs; reached several times a second
-``supervisor-before-final``    every process has ended, and the final record is not written
+``supervisor-before-ended``    every process has ended, and no record says how
+``supervisor-before-final``    how they ended is recorded, and the final record is not written
 
 A launcher gives a job none of the orchestrator's RALLYPOINT_ variables. A test reaches the supervisor through the
 gang's environment.
@@ -34,6 +35,7 @@ SUPERVISOR = (
     "supervisor-before-started",
     "supervisor-after-started",
     "supervisor-running",
+    "supervisor-before-ended",
     "supervisor-before-final",
 )
 

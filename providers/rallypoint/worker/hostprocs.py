@@ -8,7 +8,7 @@ import subprocess
 import time
 from functools import lru_cache
 
-from rallypoint.worker import context
+from rallypoint.worker import variables
 
 _STACK_TIMEOUT = 15.0  # seconds
 
@@ -69,13 +69,13 @@ def environment(pid: int) -> dict[str, str]:
 def of_run(run_dir: str) -> list[int]:
     """Return the living processes of this host that belong to the attempt of a run folder."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-    return [pid for pid in pids if environment(pid).get(context.RUN_DIR) == run_dir and start_time(pid) is not None]
+    return [pid for pid in pids if environment(pid).get(variables.RUN_DIR) == run_dir and start_time(pid) is not None]
 
 
 def label(pid: int) -> str:
     """Return what to call a process of a gang: its rank, or its name in the gang."""
     values = environment(pid)
-    return f"rank {values['RANK']}" if values.get("RANK", "").isdigit() else values.get(context.PROCESS, "process")
+    return f"rank {values['RANK']}" if values.get("RANK", "").isdigit() else values.get(variables.PROCESS, "process")
 
 
 def innermost(stack_text: str, frames: int = 6) -> str:

@@ -1,4 +1,4 @@
-"""Holds the processes of a gang together on one host: ``python -m rallypoint.worker.supervisor RUN_DIR``.
+"""Holds the processes of a gang together on one host: ``main(RUN_DIR)`` in a Python process of its own.
 
 It detaches from whoever started it, so that it outlives an orchestrator's worker, and keeps its record in the run
 folder, by which any later process finds it:
@@ -7,7 +7,8 @@ folder, by which any later process finds it:
 ``started.json``     pid and start time, written before the first process starts; a run with it never starts again
 ``heartbeat.json``   rewritten every few seconds, for readers on other hosts
 ``cancel.json``      put there by whoever wants it ended
-``final.json``       how every process ended; written atomically, last
+``ended.json``       how every process ended; written before what they left behind is killed
+``final.json``       the same; written last
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rallypoint.worker import faults, hostprocs
-from rallypoint.worker.lease import LeaseWatch
 from rallypoint.worker.ports import free_ports
+
+if TYPE_CHECKING:
+    from rallypoint.worker.lease import LeaseWatch
 
 HEARTBEAT = 2.0  # seconds
 TICK = 0.25  # seconds
@@ -73,29 +76,31 @@ class Supervisor:
                 reason, message = self._watch()
             except (OSError, ValueError) as error:
                 reason, message = "error", f"the supervisor could not start the processes: {error}"
+        faults.reach("supervisor-before-ended")
+        final = {"v": 1, "attempt": self.spec["attempt"], "reason": reason, "message": message[:_MAX_MESSAGE]}
+        if not self.children:  # how the gang ended is known, and must not be lost while what it left is killed
+            write_json(self._path("ended.json"), {**final, **self._ends(host)}, durable=False)
         self._end_all()
         faults.reach("supervisor-before-final")
-        write_json(
-            self._path("final.json"),
-            {
-                "v": 1,
-                "attempt": self.spec["attempt"],
-                "reason": reason,
-                "message": message[:_MAX_MESSAGE],
-                "host": host,
-                "t": time.time(),
-                "processes": [
-                    {
-                        "name": name,
-                        **self.ends.get(name, {"exit_code": None, "signal": None}),
-                        "host": host,
-                        "first": name == self.first_failure,
-                        "tolerated": name in self.tolerated,
-                    }
-                    for name in (process["name"] for process in self.spec["processes"])
-                ],
-            },
-        )
+        write_json(self._path("final.json"), {**final, **self._ends(host)})
+
+    def _ends(self, host: str) -> dict[str, Any]:
+        """Return how every process of the gang ended."""
+        unknown = {"exit_code": None, "signal": None}
+        return {
+            "host": host,
+            "t": time.time(),
+            "processes": [
+                {
+                    "name": name,
+                    **self.ends.get(name, unknown),
+                    "host": host,
+                    "first": name == self.first_failure,
+                    "tolerated": name in self.tolerated,
+                }
+                for name in (process["name"] for process in self.spec["processes"])
+            ],
+        }
 
     def _start(self) -> None:
         names = self.spec["ports"]
@@ -128,7 +133,7 @@ class Supervisor:
 
     def _watch(self) -> tuple[str, str]:
         # Every process has been started: from here on this one may have further threads.
-        lease = LeaseWatch(**self.spec["lease"]) if self.spec.get("lease") else None
+        lease = _watch_lease(**self.spec["lease"]) if self.spec.get("lease") else None
         while True:
             faults.reach("supervisor-running")
             self._beat()
@@ -260,6 +265,17 @@ class _nothing:  # noqa: N801 - stands where `os.scandir` does
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def _watch_lease(uri: str, seconds: float) -> LeaseWatch:
+    # Few gangs have one, and every start waits for imports.
+    import site  # noqa: PLC0415
+
+    from rallypoint.worker.lease import LeaseWatch  # noqa: PLC0415
+
+    if sys.flags.no_site:
+        site.main()  # a bucket's client is in site-packages
+    return LeaseWatch(uri, seconds)
 
 
 def signal_name(number: int) -> str:
