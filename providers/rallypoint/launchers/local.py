@@ -194,6 +194,8 @@ class LocalLauncher:
         if (folder / "processes.json").exists():
             return
         spec = place(gang, attempt=attempt, run_dir=str(folder), python=gang.python or self.python)
+        for process in spec["processes"]:
+            process["env"].setdefault("PYTHONPATH", str(folder / ARCHIVE))
         try:
             for name in ("logs", "work"):
                 (folder / name).mkdir(exist_ok=True)
@@ -203,8 +205,6 @@ class LocalLauncher:
             _write_whole(folder / "processes.json", json.dumps(spec | {"grace": GRACE, "py_spy": _py_spy()}).encode())
         except OSError as error:
             msg = f"could not prepare the run folder {folder}: {error}"
-        for process in spec["processes"]:
-            process["env"].setdefault("PYTHONPATH", str(folder / ARCHIVE))
             raise LaunchError(msg) from error
 
     def _start_supervisor(self, gang: Gang, attempt: str) -> None:

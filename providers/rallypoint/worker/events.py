@@ -103,18 +103,15 @@ class _Folder:
         folder = unquote(urlsplit(uri).path)
         os.makedirs(folder, exist_ok=True)
         self._file = os.open(os.path.join(folder, f"{process}.jsonl"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._torn = False
 
     def append(self, data: bytes) -> None:
         if self._torn:
             data = b"\n" + data
         written = os.write(self._file, data)
-        self._torn = False
         self._torn = self._torn if written == 0 else written < len(data)
         if written < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def touch(self, moment: float) -> None:
-        os.utime(self._file, (moment, moment))
 
     def flush(self) -> None:
         """Whoever reads the file sees what was written to it."""
@@ -124,13 +121,13 @@ class _Bucket:
     """Uploads what was appended, part by part, from a thread of its own."""
 
     def __init__(self, uri: str, process: str) -> None:
+        from rallypoint.worker.bucket import Bucket  # noqa: PLC0415 - a folder needs none, and a start waits for imports
+
         self._bucket = Bucket(uri)
         self._process = process
         self._part = 0
         self._lines = bytearray()  # of this part
         self._uploaded = 0  # bytes of this part
-        from rallypoint.worker.bucket import Bucket  # noqa: PLC0415 - a folder needs none, and a start waits for imports
-
         self._appending = threading.Lock()
         self._uploading = threading.Lock()
         self._sign_of_life = _sign_of_life(process)
