@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import rallypoint.prefect
 
@@ -28,7 +28,8 @@ def test_tasks_import_no_framework_and_no_other_orchestrator():
 def test_the_blocks_are_found_where_prefect_looks_for_them():
     from prefect.blocks.core import Block
 
-    module = importlib.import_module("rallypoint.prefect")
+    (found,) = entry_points(group="prefect.collections", name="rallypoint")
+    module = found.load()
     blocks = {
         value.get_block_type_slug()
         for value in vars(module).values()

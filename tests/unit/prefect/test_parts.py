@@ -11,7 +11,7 @@ import pytest
 from prefect.blocks.system import Secret as SecretBlock
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from rallypoint.errors import (
     DuplicateStageError,
@@ -206,20 +206,16 @@ async def test_a_store_block_gives_options_and_hides_them():
 
 
 def test_credentials_of_prefect_aws_open_a_bucket():
-    from prefect.blocks.core import Block
-
-    class AwsCredentials(Block):
-        """Has the fields of prefect-aws's block of that name."""
-
-        _block_type_slug = "test-aws-credentials"
-        aws_access_key_id: str | None = None
-        aws_secret_access_key: SecretStr | None = None
-        region_name: str | None = None
-        profile_name: str | None = None
+    from prefect_aws import AwsCredentials, MinIOCredentials
+    from prefect_aws.client_parameters import AwsClientParameters
 
     keys = AwsCredentials(aws_access_key_id="id", aws_secret_access_key="hunter2", region_name="eu-1")
     expected = {"access_key_id": "id", "secret_access_key": "hunter2", "region": "eu-1"}
     assert credentials_options(keys) == expected
+    where = AwsClientParameters(endpoint_url="http://minio:9000")
+    minio = MinIOCredentials(minio_root_user="id", minio_root_password="hunter2", aws_client_parameters=where)
+    expected = {"access_key_id": "id", "secret_access_key": "hunter2", "endpoint_url": "http://minio:9000"}
+    assert credentials_options(minio) == expected
     with pytest.raises(StoreError, match="boto3's chain"):
         credentials_options(AwsCredentials(profile_name="me"))
     with pytest.raises(StoreError, match="expected AwsCredentials"):
