@@ -44,7 +44,8 @@ def instance(tmp_path_factory, store):
     folders = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {"RALLYPOINT_STORE": str(store), "PYTHONPATH": os.pathsep.join(folders), "TOKEN_OF_THE_HOST": "from-the-host"}
     instance = PrefectInstance(tmp_path_factory.mktemp("prefect") / "home", fast=True, env=env)
-    with instance:
+    with instance, instance.client() as client:
+        instance.types_at_start = {each["slug"] for each in client.post("/block_types/filter", json={}).json()}
         yield instance
 
 
@@ -146,7 +147,7 @@ class Api:
 @pytest.fixture(scope="session")
 def served(instance, api):
     """Deployments that processes serve: the ids, by the flow's name."""
-    names = ["pipeline", "async-pipeline", "pool-pipeline", "hooked-pipeline"]
+    names = ["pipeline", "async-pipeline", "pool-pipeline", "hooked-pipeline", "nested-pipeline", "service-pipeline"]
     instance.serve(HERE / "pipelines.py")
     if all(importlib.util.find_spec(package) for package in ("prefect_dask", "prefect_ray")):
         instance.serve(HERE / "runners.py", name="serve-runners")
@@ -231,9 +232,11 @@ class Witness:
 
     @property
     def job_lives(self):
-        with suppress(psutil.Error):
-            return psutil.Process(self.job).status() != psutil.STATUS_ZOMBIE
-        return False
+        return _lives(self.job)
+
+    @property
+    def service_lives(self):
+        return _lives(int((self.folder / "service").read_text()))
 
     @property
     def flow_ended(self):
@@ -267,6 +270,12 @@ def witnesses(tmp_path_factory):
     yield make
     for witness in made:
         witness.clean()
+
+
+def _lives(pid):
+    with suppress(psutil.Error):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _is_job(pid):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from prefect import flow, serve
 from prefect.flow_runs import suspend_flow_run
+from prefect.runtime import flow_run
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from rallypoint.prefect import python_task, stop_jobs_on_cancellation
+from rallypoint.prefect import python_task, service, stop_jobs_on_cancellation
+from rallypoint.spec.gang import Macro, Role
+from rallypoint.spec.service_job import ServiceJob
 
 
 @python_task
@@ -96,7 +101,57 @@ def hooked_pipeline(folder: str):
     return train(folder, "data")
 
 
-FLOWS = (pipeline, async_pipeline, pool_pipeline, hooked_pipeline)
+@flow(name="prepared", persist_result=True)
+def prepared(folder: str) -> str:
+    with Path(folder, "bodies").open("a") as file:
+        file.write("prepared\n")
+    return prepare(folder)
+
+
+@flow(name="trained")
+def trained(folder: str, data: str) -> dict:
+    with Path(folder, "bodies").open("a") as file:
+        file.write(f"trained {flow_run.id}\n")
+    return train(folder, data)
+
+
+@flow(name="nested-pipeline")
+def nested_pipeline(folder: str):
+    note_process(folder)
+    return trained(folder, prepared(folder))
+
+
+SERVICE = """
+import os, sys, time
+from pathlib import Path
+from rallypoint.worker import process
+
+def serve():
+    Path(os.environ["WITNESS"], "service").write_text(str(os.getpid()))
+    process.writer().write("ready", address={"answer": 42})
+    while True:
+        time.sleep(0.1)
+
+sys.exit(process.run(serve, name="p-0", primary=False))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service(ServiceJob):
+    kind: ClassVar[str] = "service"
+
+    def roles(self):
+        return (Role(name="p", argv=(Macro.PYTHON, "-c", SERVICE), env=dict(self.env)),)
+
+
+@flow(name="service-pipeline")
+def service_pipeline(folder: str):
+    note_process(folder)
+    with service(Service(env={"WITNESS": folder}), name="service") as address:
+        return train.with_options(uses=[address])(folder, "data")
+
+
+FLOWS = (pipeline, async_pipeline, pool_pipeline, hooked_pipeline, nested_pipeline, service_pipeline)
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else "test"

@@ -7,6 +7,7 @@ a signal: called directly, awaited   `test_a_cancelled_run_stops_its_job_within_
 nothing: submitted to threads        the same
 nothing, and its process is killed:  the same, and `test_a_guard_stops_the_job_of_a_cancelled_run_and_of_no_other`
 runners of processes, Dask, Ray
+a signal, with a temporary cluster   the same: it is stopped too
 on a process worker, which ends the  `test_a_cancelled_run_on_a_worker_stops_its_job_too`
 group of processes
 SIGKILL 30 s later, if it hangs      `test_a_job_whose_flow_hangs_is_stopped_by_the_flows_hook`
@@ -47,6 +48,7 @@ WAYS = [
     ("pool-pipeline", None),
     ("dask-pipeline", None),
     ("ray-pipeline", None),
+    ("service-pipeline", None),
 ]
 STUBBORN, HANGING = ("pipeline", "stubborn"), ("hooked-pipeline", None)
 
@@ -83,6 +85,8 @@ def test_a_cancelled_run_stops_its_job_within_ten_seconds(fleet, api, until, nam
     assert time.monotonic() - began < 10
     api.ends(flow_run, "CANCELLED")
     assert witness.starts == [0]
+    if name == "service-pipeline":
+        until(lambda: not witness.service_lives, "the service has ended too")
 
 
 def test_a_cancelled_run_on_a_worker_stops_its_job_too(deploy, instance, api, witness, until):
