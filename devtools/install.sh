@@ -3,9 +3,15 @@
 set -eu
 venv=$1
 python=${PYTHON:-python3}
-if [ ! -x "$venv/bin/python" ]; then
+# One without pip is left of a set-up that was interrupted, or that failed: it is made again.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "got $("$python" --version), expected Python 3.11 or later: name one with make PYTHON=python3.11" >&2
+    exit 1
+  }
+  "$python" -c 'import ensurepip' 2>/dev/null || {
+    echo "got $python without ensurepip, expected one that makes virtual environments: on Debian and Ubuntu," \
+      "apt-get install python3-venv" >&2
     exit 1
   }
   "$python" -m venv "$venv"
