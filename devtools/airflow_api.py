@@ -129,9 +129,10 @@ class AirflowApi:
         """Return a run of a DAG."""
         return DagRun.from_json(self.request("GET", _run(dag_id, run_id)))
 
-    def mark_run(self, dag_id: str, run_id: str, state: str) -> None:
-        """Mark a run as a person does in the UI: success, failed or queued."""
-        self.request("PATCH", _run(dag_id, run_id), json={"state": state})
+    def mark_run(self, dag_id: str, run_id: str, state: str, *, note: str | None = None) -> None:
+        """Mark a run as a person does in the UI: success, failed or queued; a note is shown beside it."""
+        body = {"state": state} if note is None else {"state": state, "note": note}
+        self.request("PATCH", _run(dag_id, run_id), json=body)
 
     def end_other_runs(self, dag_id: str, run_id: str) -> None:
         """Mark every unfinished run of a DAG failed but one: those of its own schedule, or of a demo that was stopped.
@@ -140,7 +141,8 @@ class AirflowApi:
         """
         for other in self.dag_runs(dag_id):
             if other.run_id != run_id and other.state not in FINISHED_RUN:
-                self.mark_run(dag_id, other.run_id, "failed")
+                note = f"Nothing failed: this run was ended so that {run_id} has the machine for itself."
+                self.mark_run(dag_id, other.run_id, "failed", note=note)
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """Return the task instances of a run, each in its latest try."""

@@ -34,6 +34,7 @@ _SETTINGS = {
     "CORE__EXECUTOR": "LocalExecutor",
     "CORE__PARALLELISM": "4",
     "CORE__LOAD_EXAMPLES": "False",
+    "CORE__TEST_CONNECTION": "Enabled",  # the button on a connection's form, which Airflow hides by default
     "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "CORE__AUTH_MANAGER": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
     "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",

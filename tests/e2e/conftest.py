@@ -81,7 +81,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealAirflow]:
     shutil.copytree(ROOT / "dags", dags)
     shutil.copytree(ROOT / "tests" / "e2e" / "dags", dags, dirs_exist_ok=True)
     # The example's own schedule must not start runs beside the ones that a test triggers.
-    env = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled", "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True"}
+    env = {"AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True"}
     env[faults.VARIABLE] = ",".join(f"{point}={home}/{point}" for point in faults.ORCHESTRATOR)
     instance = AirflowInstance(home / "home", dags, env=env, fast=True)
     try:
