@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from rallypoint.airflow.operators.base import stage_key
 from rallypoint.airflow.operators.torch import TorchElasticOperator
+from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.launchers.base import Handle
 from rallypoint.stages.ledger import Ledger, Record
 from rallypoint.stages.outcome import Outcome
@@ -60,3 +63,23 @@ def test_the_event_of_its_own_attempt_delivers_the_result(task):
     asyncio.run(task.ledger.conclude(2, Outcome(state=State.SUCCEEDED, result={"auc": 0.7})))
     event = {"what": "ended", "attempt": 2, "message": ""}
     assert task.operator.execute_complete({"ti": TI, "outlet_events": {}}, event) == {"auc": 0.7}
+
+
+async def test_a_triggerer_that_does_not_see_the_store_names_the_setting(tmp_path, monkeypatch):
+    extra = {"store": f"{tmp_path}/only-on-this-host"}
+    monkeypatch.setenv("AIRFLOW_CONN_ALONE", json.dumps({"conn_type": "rallypoint", "extra": extra}))
+    trigger = StageTrigger(
+        stage=["d", "r", "t"],
+        attempt=1,
+        owner="try-1",
+        store="file:///the/workers/store",
+        rallypoint_conn_id="alone",
+        poll_interval=0.1,
+        deadline=None,
+    )
+    (event,) = [event async for event in trigger.run()]
+    assert event.payload["what"] == "unreachable"
+    message = event.payload["message"]
+    assert f"d/r/t has no attempt 1 in file://{tmp_path}/only-on-this-host" in message
+    assert f"as the triggerer on {socket.gethostname()} sees it: set [rallypoint] store" in message
+    assert "'alone', to one that workers and triggerers share" in message
