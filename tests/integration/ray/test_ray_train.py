@@ -83,7 +83,7 @@ def with_stage(folder, epochs):
 
 
 def with_ray(folder, epochs):
-    """Train with Ray Train's own calls; wait at epoch 3 while the file ``hold`` is there."""
+    """Train with Ray Train's own calls; wait at epoch 3 while the file ``hold`` is there, fail if ``fail`` is."""
     import json
     import tempfile
     import time
@@ -99,6 +99,9 @@ def with_ray(folder, epochs):
         while epoch == 3 and Path(folder, "hold").exists():
             Path(folder, "waits").touch()
             time.sleep(0.1)
+        if epoch == 3 and Path(folder, "fail").exists():
+            Path(folder, "fail").unlink()
+            raise OSError("the disk is gone")
         with Path(folder, "epochs").open("a") as file:
             file.write(f"{epoch}\n")
         with tempfile.TemporaryDirectory() as target:
@@ -142,6 +145,42 @@ def raises(folder):
     import time
 
     time.sleep(60)
+
+
+def with_tensorflow(folder, epochs):
+    """Train with MultiWorkerMirrored; rank 1 is killed at epoch 2 of its first life."""
+    import os
+    import signal
+    from pathlib import Path
+
+    import tensorflow as tf
+
+    import rallypoint
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # of the TF_CONFIG that Ray Train has set
+    stage = rallypoint.stage()
+    assert strategy.num_replicas_in_sync == stage.world_size
+
+    @tf.function
+    def count():
+        return strategy.run(
+            lambda: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
+        )
+
+    start, checkpoint = 0, stage.latest_checkpoint()
+    if checkpoint:
+        start = int(Path(checkpoint, "epoch").read_text())
+    with Path(folder, f"rank-{stage.rank}").open("a") as file:
+        file.write(f"{start}\n")
+    total = 0.0
+    for epoch in range(start + 1, epochs + 1):
+        total += float(strategy.experimental_local_results(count())[0])
+        stage.save_checkpoint(lambda target, epoch=epoch: Path(target, "epoch").write_text(str(epoch)), step=epoch)
+        stage.report(step=epoch, total=epochs, loss=1 / epoch)
+        count()  # every rank has saved
+        if epoch == 2 and stage.rank == 1 and start == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return {"sum": total, "from": start}
 
 
 def boosts():
@@ -190,6 +229,20 @@ async def test_a_killed_attempt_is_continued_by_ray_trains_own_restore(engine, t
     assert update.view.checkpoint["uri"] == result["checkpoint"]
 
 
+async def test_a_retry_continues_from_a_checkpoint_in_a_bucket(launcher, ray_head, tmp_path, s3_store_uri):
+    uri, options = s3_store_uri
+    engine = Engine(Store.open(uri, options=options), StageKey(("bucket", "r1", "train")), launcher)
+    (tmp_path / "fail").touch()
+    job = RayTrain(entry(with_ray, str(tmp_path), 3), num_workers=1, address=ray_head.address)
+    outcome = (await run(engine, job)).outcome
+    assert (outcome.state, outcome.failure.message) == (State.FAILED, "the disk is gone")
+    update = await run(engine, job, "try-2")
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert steps(tmp_path, "epochs") == [1, 2, 3]
+    assert update.outcome.result["checkpoint"].startswith(f"{uri}/")
+    assert update.view.checkpoint["uri"] == update.outcome.result["checkpoint"]
+
+
 async def test_the_rank_that_failed_first_is_named_with_its_own_traceback(engine, ray_head, tmp_path):
     job = RayTrain(entry(raises, str(tmp_path)), num_workers=2, address=ray_head.address)
     failure = (await run(engine, job)).outcome.failure
@@ -231,6 +284,18 @@ async def test_xgboost_trains_on_two_workers(engine, ray_head):
     update = await run(engine, RayTrain(entry(boosts), trainer="xgboost", num_workers=2, address=ray_head.address))
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
     assert update.outcome.result == {"trees": 3, "workers": 2}
+
+
+async def test_tensorflow_trains_on_two_workers_and_goes_on_from_the_checkpoint(engine, ray_head, tmp_path):
+    job = RayTrain(
+        entry(with_tensorflow, str(tmp_path), 3), trainer="tensorflow", num_workers=2, max_failures=1,
+        address=ray_head.address,
+    )  # fmt: skip
+    update = await run(engine, job)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert update.outcome.result == {"sum": 2.0, "from": 2}
+    assert steps(tmp_path, "rank-0") == steps(tmp_path, "rank-1") == [0, 2]
+    assert await engine.ledger.numbers() == [1]
 
 
 async def test_training_runs_as_a_job_inside_of_the_cluster(ray_head, tmp_path):
