@@ -40,3 +40,14 @@ def test_of_many_watchers_of_one_event_loop_a_few_look_at_the_same_time():
     assert len(most) == 200
     assert max(most) == 32
     asyncio.run(many())  # another loop has turns of its own
+
+
+def test_who_begins_does_not_wait_for_those_who_look():
+    async def begin():
+        looks = [turn() for _ in range(32)]
+        for look in looks:
+            await look.__aenter__()
+        async with asyncio.timeout(30), turn("begin"):
+            return turn().locked()
+
+    assert asyncio.run(begin())

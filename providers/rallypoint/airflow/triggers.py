@@ -14,10 +14,12 @@ from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.errors import RallypointError
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.news import Narrator
+from rallypoint.stages.pace import turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from rallypoint.stages.attempt import Attempt
     from rallypoint.stages.engine import Engine
 
 PATIENCE = 900.0  # seconds that the store or the launcher may be out of reach before the task is told
@@ -72,8 +74,10 @@ class StageTrigger(BaseTrigger):
         unreachable_since: float | None = None
         while True:
             try:
-                engine = await self._engine()
-                yield TriggerEvent(await self._wait(engine))
+                async with turn("begin"):  # a thousand begin together when a triggerer is started again
+                    engine = await self._engine()
+                    attempt = await engine.read(self.attempt)
+                yield TriggerEvent(await self._wait(engine, attempt))
             except (RallypointError, OSError) as error:
                 unreachable_since = unreachable_since or time.monotonic()
                 if time.monotonic() - unreachable_since > PATIENCE:
@@ -100,8 +104,7 @@ class StageTrigger(BaseTrigger):
         else:
             self.log.info("attempt %d belongs to a newer try by now: left alone", self.attempt)
 
-    async def _wait(self, engine: Engine) -> dict[str, Any]:
-        attempt = await engine.read(self.attempt)
+    async def _wait(self, engine: Engine, attempt: Attempt) -> dict[str, Any]:
         narrator = Narrator()
         updates = engine.watch(attempt, interval=timedelta(seconds=self.poll_interval))
         try:

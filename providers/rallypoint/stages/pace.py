@@ -16,16 +16,20 @@ _SHARE = 0.02  # of an attempt's age that may pass between two looks: its end is
 _LEAST = 0.2  # of the interval: the shortest wait, whose looks cost as much as those of five stages
 _TURNS = 32  # looks at the same time in one event loop: a step of each is some milliseconds of the loop's time
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = WeakKeyDictionary()
 
 
-def turn() -> AbstractAsyncContextManager[None]:
-    """Return what a watcher holds while it looks, so that a thousand that start together leave the loop to others."""
+def turn(what: str = "look") -> AbstractAsyncContextManager[None]:
+    """Return what a watcher holds while it looks, so that a thousand that start together leave the loop to others.
+
+    Args:
+        what: What is done in turns; one thing does not wait for another one.
+    """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:  # whoever runs its coroutines without a loop runs one at a time
         return nullcontext()
-    return _turns.setdefault(loop, asyncio.Semaphore(_TURNS))
+    return _turns.setdefault(loop, {}).setdefault(what, asyncio.Semaphore(_TURNS))
 
 
 def pause(interval: float, since: float) -> float:
