@@ -34,8 +34,10 @@ def _jobs_below(folder: Path) -> dict[int, str]:
         if context.ATTEMPT_ID in env and below and hostprocs.start_time(int(name)) is not None:
             with suppress(OSError):
                 line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if line:  # one that is ending has none
-                    found[int(name)] = line
+                # One that is ending has none; a supervisor is no process of the gang.
+                found[int(name)] = line or (
+                    "ending" if context.PROCESS in env else "rallypoint.worker.supervisor, ending"
+                )
     return found
 
 

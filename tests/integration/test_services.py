@@ -90,7 +90,12 @@ async def test_nothing_of_it_lives_longer_than_its_lease_when_nobody_renews_it(s
     await ready(engine, lease=2)
     await until(lambda: not jobs_left())
     assert time.monotonic() - began > 2
-    shown = await engine.inspect(1)
+
+    async def ended():  # the supervisor records the end after the last process has gone
+        shown = await engine.inspect(1)
+        return shown if shown.state is not State.LIVE else None
+
+    shown = await until(ended)
     assert (shown.state, shown.entry.outcome.failure.title) == (State.FAILED, "lease expired")
     assert "nobody renewed its lease for 2 s" in shown.entry.outcome.failure.message
 
