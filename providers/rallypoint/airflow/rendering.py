@@ -13,7 +13,7 @@ def without_templates(values: Any) -> dict[str, Any]:
     """Return what of a field is known while the DAG file is read: no Jinja, nothing that an earlier task returns."""
     if not isinstance(values, Mapping):
         return {}
-    return {key: value for key, value in values.items() if not (_is_jinja(value) or hasattr(value, "resolve"))}
+    return {key: value for key, value in values.items() if not (is_jinja(value) or hasattr(value, "resolve"))}
 
 
 def is_rendered_later(value: Any) -> bool:
@@ -22,7 +22,7 @@ def is_rendered_later(value: Any) -> bool:
         return any(map(is_rendered_later, value.values()))
     if isinstance(value, list | tuple):
         return any(map(is_rendered_later, value))
-    return _is_jinja(value) or hasattr(value, "resolve")
+    return is_jinja(value) or hasattr(value, "resolve")
 
 
 def rendered_object(value: Any) -> Any:
@@ -33,5 +33,6 @@ def rendered_object(value: Any) -> Any:
     return value
 
 
-def _is_jinja(value: Any) -> bool:
-    return isinstance(value, str) and ("{{" in value or "{%" in value)
+def is_jinja(value: Any) -> bool:
+    """Return whether a value is text with something for Jinja in it."""
+    return isinstance(value, str) and any(mark in value for mark in ("{{", "{%", "{#"))

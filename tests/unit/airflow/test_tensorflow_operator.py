@@ -46,6 +46,23 @@ def test_templates_are_left_for_the_run_and_every_option_reaches_the_job():
     assert (told["gpus"], told["keras"], told["join_timeout"], told["jit_compile"]) == ([0, 1], "legacy", 60, True)
 
 
+def test_in_a_dag_with_native_types_only_templates_become_numbers():
+    with DAG("d", render_template_as_native_obj=True):
+        operator = TensorFlowOperator(
+            task_id="t",
+            script="/a.py",
+            strategy="multi_worker_mirrored",
+            workers="{{ params.workers }}",
+            args=["1_000", "{{ params.workers }}"],
+            env={"OMP_NUM_THREADS": "1"},
+        )
+    operator.render_template_fields({"params": {"workers": 3}})
+    job = operator.job()
+    assert (job.keras, job.workers, job.env) == ("3", 3, {"OMP_NUM_THREADS": "1"})
+    assert list(job.code.args) == ["1_000", "3"]
+    assert TensorFlowJob(job.code, keras=3).keras == "3"  # what `keras="{{ params.keras }}"` may become
+
+
 def test_the_strategy_is_the_drivers_to_give_and_not_the_callers():
     with DAG("d"):
 

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, Tas
 from rallypoint.airflow.hooks import RallypointHook
 from rallypoint.airflow.links import StageLink
 from rallypoint.airflow.place import DEFAULT_CONN_ID, check_references, resolve_secrets
-from rallypoint.airflow.rendering import rendered_object, without_templates
+from rallypoint.airflow.rendering import is_jinja, rendered_object, without_templates
 from rallypoint.airflow.retries import StageRetryPolicy
 from rallypoint.airflow.triggers import StageTrigger
 from rallypoint.errors import InvalidEntryError, InvalidJobError, StageUserError
@@ -31,6 +31,7 @@ from rallypoint.stages.rule import Resume
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    import jinja2
     from airflow.sdk import Context
 
     from rallypoint.spec.failure import FailureRule
@@ -276,6 +277,18 @@ class StageOperator(BaseOperator):
         thread = threading.Thread(target=cancel, name="rallypoint-cancel")
         thread.start()
         thread.join(_KILL_WAIT)
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render a field; text without Jinja stays text, where a DAG with native types makes a number of ``"3"``."""
+        if isinstance(content, str) and not is_jinja(content) and not content.endswith(tuple(self.template_ext)):
+            return content
+        return super().render_template(content, context, jinja_env, seen_oids)
 
     # How it is done ------------------------------------------------------------------------------------------------
 

@@ -221,6 +221,7 @@ class TFServingDeploy(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "keras", str(self.keras))  # a template may have made it a number
         own = tuple(rule for rule in self.failure_rules if rule not in FAILURE_RULES)
         object.__setattr__(self, "failure_rules", (*own, *FAILURE_RULES))
         for field_name in ("model", "base_path", "config_file"):
