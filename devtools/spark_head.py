@@ -17,7 +17,7 @@ from rallypoint.stages.attempt import Request
 from rallypoint.worker import context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rallypoint.stages.attempt import Started
     from rallypoint.stages.engine import Engine
@@ -54,9 +54,7 @@ class Running:
 
     def state(self) -> dict[str, Any]:
         """Return what the master says of itself, its workers and applications."""
-        with urllib.request.urlopen(f"{self.address['ui']}/json/", timeout=10) as answer:  # noqa: S310 - a cluster's own
-            state: dict[str, Any] = json.load(answer)
-        return state
+        return state_of(self.address)
 
     def workers(self) -> list[str]:
         """Return the ids of the living workers."""
@@ -71,6 +69,13 @@ class Running:
         handle = self.started.attempt.handle
         run_dir = str(handle.details["run_dir"]) if handle else ""
         return [each for each in processes_of(run_dir) if word in " ".join(command_line(each))]
+
+
+def state_of(address: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a master says of itself, its workers and applications."""
+    with urllib.request.urlopen(f"{address['ui']}/json/", timeout=30) as answer:  # noqa: S310 - a cluster's own
+        state: dict[str, Any] = json.load(answer)
+    return state
 
 
 def processes_of(run_dir: str) -> list[psutil.Process]:

@@ -21,12 +21,12 @@ compare = python_task(name="compare")(stages.compare_spark)
 
 @flow(name="flights-spark")
 def flights_spark(
-    master: str = "local[2]", fraction: float = 1.0, folds: int = 2, iterations: int = 40
+    master: str | dict[str, Any] = "local[2]", fraction: float = 1.0, folds: int = 2, iterations: int = 40
 ) -> dict[str, Any]:
     """Predict which flights arrive more than 15 minutes late.
 
     Args:
-        master: Spark's master, such as ``spark://host:7077``.
+        master: Spark's master, such as ``spark://host:7077``, or the address object of a `rallypoint.SparkCluster`.
         fraction: Share of the flights to use.
         folds: Folds of the cross-validation.
         iterations: Trees, and steps of the regression.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import urllib.request
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from rallypoint import Function, Jar, Resources, Script, SparkJob
+from rallypoint.frameworks.spark.s3a import S3A
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.failure import Kind
 from rallypoint.stages.attempt import Request
@@ -24,6 +27,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 INTERVAL = timedelta(seconds=0.1)
 SECRET = "hunter2-of-the-store"
+S3A_SECRET = "hunter3-of-the-bucket"
 # What makes a session small.
 SMALL = {"master": "local[2]", "conf": {"spark.sql.shuffle.partitions": 2}}
 
@@ -47,6 +51,8 @@ def look(spark, day):
     return {
         "day": day, "rows": rows, "ui": ui, "environment": environment, "commands": commands,
         "is_set": hadoop.get("fs.custom.pin") == os.environ["PIN"], "app": spark.sparkContext.appName,
+        "s3a": {key: hadoop.get(f"fs.s3a.{key}") for key in ("access.key", "endpoint", "path.style.access")},
+        "s3a_secret_is_set": hadoop.get("fs.s3a.secret.key") == os.environ["S3A_SECRET_KEY"],
         "context": {key: spark.conf.get(f"spark.rallypoint.{key}") for key in ("stage", "attempt", "dataUri")},
     }
 
@@ -125,10 +131,16 @@ def lives(pid):
 
 
 async def test_a_function_gets_a_session_and_no_secret_of_it_is_shown(engine, dag, jobs_left, tmp_path):
+    # An empty jar of the connector's name, for the settings alone: Maven, which has the true one, cannot be reached.
+    connector = tmp_path / "hadoop-aws-3.5.0.jar"
+    with zipfile.ZipFile(connector, "w") as jar:
+        jar.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\n")
     job = SparkJob(
         Function(dag.look, (), {"day": "2026-11-24"}),
         secrets={"PIN": SECRET},
         secret_conf={"spark.hadoop.fs.custom.pin": "PIN"},
+        s3a=S3A(endpoint="http://minio.example.com:9000", path_style=True, access_key="AKIA", secret_key=S3A_SECRET),
+        jars=[str(connector)],
         history_server="http://history.example.com:18080/",
         resources=Resources(cpus=2),
         conf={"spark.sql.shuffle.partitions": 2},
@@ -149,11 +161,19 @@ async def test_a_function_gets_a_session_and_no_secret_of_it_is_shown(engine, da
     assert view.metrics["spark_stages"] >= 1
     # The secret has reached Spark, and is in no command line, page, ledger, log or file that is left.
     assert result["is_set"] is True
-    assert SECRET not in "".join(result["commands"])
-    assert "spark.hadoop.fs.custom.pin" in result["environment"]
-    assert SECRET not in result["environment"]
-    holding = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-    assert holding == []
+    assert result["s3a"] == {
+        "access.key": "AKIA", "endpoint": "http://minio.example.com:9000", "path.style.access": "true"
+    }  # fmt: skip
+    assert result["s3a_secret_is_set"] is True
+    assert {"spark.hadoop.fs.custom.pin", "spark.hadoop.fs.s3a.secret.key"} <= set(
+        re.findall(r"spark\.hadoop\.[\w.]+", result["environment"])
+    )
+    for secret in (SECRET, S3A_SECRET):
+        assert secret not in "".join(result["commands"])
+        assert secret not in result["environment"]
+        holding = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+        assert holding == []
+    assert '"spark.hadoop.fs.s3a.access.key","*********(redacted)"' in result["environment"].replace(" ", "")
     assert jobs_left() == {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def result(outcome):
     return outcome.result
 
 
+async def _is_shown(engine):
+    """Return whether the progress tells of both tasks and of both workers' executors."""
+    view = (await engine.inspect(1)).view
+    return view.metrics.get("spark_executors") == 2 and view.total == 2
+
+
+def _name_at(page):
+    """Return the name of the application whose page of the REST API it is."""
+    with urllib.request.urlopen(page, timeout=30) as answer:
+        return json.load(answer)["name"]
+
+
 def gone(processes):
     return not any(lives(process) for process in processes)
 
@@ -92,7 +105,10 @@ def waiting(spark_cluster, spark_places, tmp_path, until):
         engine, marker, folder = spark_places(name), tmp_path / "go-on", tmp_path / "began"
         folder.mkdir()
         job = SparkJob(
-            Function(wait_for, (str(marker), str(folder)), by_value=True), master=spark_cluster.address, **TINY
+            Function(wait_for, (str(marker), str(folder)), by_value=True),
+            master=spark_cluster.address,
+            history_server="http://history.example.com:18080",
+            **TINY,
         )
         started = await engine.start(job, Request(owner="try-1"))
         watching = asyncio.create_task(end(engine, started))
@@ -125,8 +141,18 @@ async def test_a_second_start_reattaches_and_returns_the_same_address(spark_clus
     assert await ready(engine, second) == spark_cluster.address
 
 
-async def test_spark_survives_the_loss_of_an_executor(spark_cluster, waiting, until):
+async def test_what_runs_is_seen_live_and_survives_the_loss_of_an_executor(spark_cluster, spark_places, waiting, until):
     watching, go_on = await waiting("executor")
+    # Its two tasks wait: all that is shown is shown while it runs.
+    engine = spark_places("executor")
+    await until(lambda: _is_shown(engine), deadline=SOON)
+    view = (await engine.inspect(1)).view
+    (application,) = spark_cluster.applications()
+    assert view.metrics["spark_application"] == application
+    assert view.links["Spark history"] == f"http://history.example.com:18080/history/{application}/"
+    assert _name_at(f"{view.links['Spark UI']}/api/v1/applications/{application}") == "spark/r1/executor"
+    assert (view.unit, view.step) == ("task", 0)
+
     before = {process.pid for process in spark_cluster.processes(EXECUTOR)}
     (first, *_) = spark_cluster.processes(EXECUTOR)
     first.send_signal(signal.SIGKILL)
@@ -179,15 +205,15 @@ async def test_workers_that_are_added_join_and_leave_with_their_stage(spark_clus
     await until(lambda: gone(lived))
 
 
-async def test_a_cluster_whose_master_dies_has_failed_and_its_jobs_are_told(spark_places, tmp_path, until):
+async def test_a_cluster_whose_master_dies_has_failed_and_a_retry_continues_on_a_new_one(spark_places, tmp_path, until):
     """The job is a retryable failure with the master's name; without this, Spark would wait for a master for ever."""
     cluster = await start_cluster(spark_places("headless"), workers=1, cores_per_worker=1)
-    engine, folder = spark_places("orphan"), tmp_path / "began"
-    folder.mkdir()
-    entry = Function(wait_for, (str(tmp_path / "never"), str(folder)), by_value=True)
-    job = SparkJob(entry, master=cluster.address, connect_timeout=5, **TINY)
-    started = await engine.start(job, Request(owner="try-1"))
-    await until(lambda: list(folder.iterdir()), deadline=SOON)
+    engine, marker = spark_places("orphan"), tmp_path / "application"
+    entry = Function(train, (str(marker),), by_value=True)
+    started = await engine.start(
+        SparkJob(entry, master=cluster.address, connect_timeout=5, **TINY), Request(owner="try-1")
+    )
+    await until(lambda: marker.exists() and marker.read_text(), deadline=SOON)
     lived = cluster.processes()
     (killed,) = [each for each in cluster.processes(MASTER) if each.name() == "java"]
     killed.send_signal(signal.SIGKILL)
@@ -204,6 +230,16 @@ async def test_a_cluster_whose_master_dies_has_failed_and_its_jobs_are_told(spar
     assert told.failure.title == "the Spark master was lost"
     assert cluster.master.removeprefix("spark://") in told.failure.message
     await until(lambda: not processes_of(started.attempt.handle.details["run_dir"]))
+
+    # The retry of both: another master's address is no other work.
+    anew = await cluster.engine.start(SparkCluster(**{**SMALL, "workers": 1}), Request(owner="try-2"))
+    address = await ready(cluster.engine, anew)
+    assert address["master"] != cluster.master
+    second = await engine.start(SparkJob(entry, master=address, **TINY), Request(owner="try-2"))
+    assert result(await end(engine, second)) == {"began": 2, "done": 4}
+    lived = processes_of(anew.attempt.handle.details["run_dir"])
+    await cluster.engine.cancel(2, owner=None, why="the test has seen enough")
+    await until(lambda: gone(lived))
 
 
 async def test_a_cluster_that_nobody_uses_ends_when_its_lease_is_over(spark_places, until):

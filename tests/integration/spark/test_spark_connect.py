@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from rallypoint.stages.rule import State
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[3]
+SECRET = "hunter2-of-the-server"
 UV = Path(sys.executable).parent / "uv"
 SCRIPT = """
     from pathlib import Path
@@ -47,12 +50,31 @@ def client_python(tmp_path_factory) -> str:
     return python
 
 
+def environment_page(ui):
+    """Return what the UI of the server's one application says of its properties."""
+
+    def read(path):
+        with urllib.request.urlopen(f"{ui}/api/v1/applications{path}", timeout=60) as answer:
+            return answer.read().decode()
+
+    (application,) = json.loads(read(""))
+    return read(f"/{application['id']}/environment")
+
+
 async def test_a_job_with_the_client_alone_runs_on_a_connect_server(client_python, spark_places, script, until):
     engine, jobs = spark_places("connect"), spark_places("client")
-    server = SparkConnectServer(master="local[2]", driver_memory="700m", start_timeout=240)
+    server = SparkConnectServer(
+        master="local[2]",
+        driver_memory="700m",
+        start_timeout=240,
+        secret_conf={"spark.hadoop.fs.custom.pin": "PIN"},
+        secrets={"PIN": SECRET},
+    )
     started = await engine.start(server, Request(owner="try-1"))
     address = await ready(engine, started)
     lived = processes_of(started.attempt.handle.details["run_dir"])
+    assert "fs.custom.pin" in environment_page(address["ui"])
+    assert SECRET not in environment_page(address["ui"])
 
     # Neither Java nor Spark is on the path of the client.
     job = SparkJob(
