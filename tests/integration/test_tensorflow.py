@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from datetime import timedelta
@@ -146,6 +147,7 @@ def what(strategy):
         "same": here.strategy() is strategy,
         "task": here.task().name,
         "config": "TF_CONFIG" in os.environ,
+        "xla": [tf.config.optimizer.get_jit(), os.environ["XLA_FLAGS"]],
         "keras": tf.keras.Model.__module__.split(".")[0],
     }
 """
@@ -159,12 +161,18 @@ async def test_what_a_job_lacks_is_said_at_its_start(stage_of, script, as_dag_fi
 
     async def never_joins():
         engine = stage_of("joins")
-        job = TensorFlowJob(Script(never), strategy="multi_worker_mirrored", workers=2, join_timeout=10)
+        # Nobody says anything for longer than `stall_timeout`: before all are there, it does not count.
+        job = TensorFlowJob(
+            Script(never), strategy="multi_worker_mirrored", workers=2, join_timeout=10, stall_timeout=8
+        )
         started = await engine.start(job, Request(owner="try-1"))
         os.kill(await opened(engine, started, "worker-1"), signal.SIGSTOP)
         return (await watched(engine, started)).outcome
 
-    legacy = TensorFlowJob(Function(as_dag_file(WHAT, "asking").what), keras="legacy")
+    flags = ["--xla_cpu_enable_fast_math=true", "--xla_cpu_multi_thread_eigen=true"]
+    legacy = TensorFlowJob(
+        Function(as_dag_file(WHAT, "asking").what), keras="legacy", jit_compile=True, xla_flags=flags
+    )
     joins, tpu, default = await asyncio.gather(
         never_joins(),
         run(stage_of("tpu"), TensorFlowJob(Script(never), strategy="tpu")),
@@ -175,6 +183,7 @@ async def test_what_a_job_lacks_is_said_at_its_start(stage_of, script, as_dag_fi
         "same": True,
         "task": "worker-0",
         "config": False,
+        "xla": ["autoclustering", " ".join(flags)],
         "keras": "tf_keras",
     }
 
@@ -246,7 +255,14 @@ LOOP = """
 
 
 async def test_a_worker_that_dies_ends_the_gang_and_the_retry_continues(engine, script, tmp_path, jobs_left):
-    job = TensorFlowJob(Script(script(LOOP), [str(tmp_path)]), strategy="multi_worker_mirrored", workers=2, **SEVERAL)
+    job = TensorFlowJob(
+        Script(script(LOOP), [str(tmp_path)]),
+        strategy="multi_worker_mirrored",
+        workers=2,
+        communication="ring",
+        collective_timeout=120.0,
+        **SEVERAL,
+    )
     failure = (await run(engine, job)).outcome.failure
     assert (failure.process, failure.signal, failure.kind) == ("worker-1", "SIGKILL", Kind.RETRYABLE)
     assert failure.last_lines[-1:] == ("worker 1 says its last words",)
@@ -320,6 +336,7 @@ SERVED = """
 
     here = Path(sys.argv[1])
     if task().type == "evaluator":
+        (here / "evaluator").write_text(os.environ["TF_CONFIG"])
         print("evaluating for ever", flush=True)
         while True:
             time.sleep(0.1)
@@ -343,17 +360,18 @@ SERVED = """
         manager.save(checkpoint_number=int(total))
 
     ten_steps()
-    if stage.attempt == 1:
-        for killed in ("worker-0", "ps-0"):
-            (here / "kill").write_text(killed)
-            while (here / "kill").exists():
-                time.sleep(0.05)
-            ten_steps()
+    for killed in {1: ("worker-0", "ps-0"), 2: ("chief-0",)}.get(stage.attempt, ()):
+        (here / "kill").write_text(killed)
+        while (here / "kill").exists():
+            time.sleep(0.05)
+        ten_steps()
     stage.result({"first": first, "total": float(total), "config": json.loads(os.environ["TF_CONFIG"])})
 """
 
 
-async def test_parameter_servers_do_without_a_worker_and_not_without_a_server(engine, script, tmp_path, jobs_left):
+async def test_parameter_servers_do_without_a_worker_and_not_without_a_server_or_the_chief(
+    engine, script, tmp_path, jobs_left
+):
     job = TensorFlowJob(
         Script(script(SERVED), [str(tmp_path)]),
         strategy="parameter_server",
@@ -363,22 +381,34 @@ async def test_parameter_servers_do_without_a_worker_and_not_without_a_server(en
         **SEVERAL,
     )
     asked = tmp_path / "kill"
-    started = await engine.start(job, Request(owner="try-1"))
-    killed, update = {}, None
-    async for update in engine.watch(started.attempt, interval=timedelta(seconds=0.05)):
-        if asked.exists() and (name := asked.read_text()):
-            killed[name] = update.view.checkpoint["name"]
-            os.kill(update.view.processes[name].pid, signal.SIGKILL)
-            asked.unlink()
-    assert killed == {"worker-0": "ckpt-10", "ps-0": "ckpt-20"}  # it went on without the worker
-    failure = update.outcome.failure
-    assert (failure.process, failure.signal, failure.kind) == ("ps-0", "SIGKILL", Kind.RETRYABLE)
-    assert jobs_left() == {}
 
-    update = await succeeded(engine, job, "try-2")
-    assert (update.outcome.result["first"], update.outcome.result["total"]) == (20.0, 30.0)
-    sizes = {kind: len(addresses) for kind, addresses in update.outcome.result["config"]["cluster"].items()}
-    assert sizes == {"chief": 1, "worker": 2, "ps": 1}
+    async def run_killing(owner):
+        """Return what was killed when the script asked for it, with the newest checkpoint then, and the failure."""
+        started = await engine.start(job, Request(owner=owner))
+        killed, update = {}, None
+        async for update in engine.watch(started.attempt, interval=timedelta(seconds=0.05)):
+            if asked.exists() and (name := asked.read_text()):
+                killed[name] = update.view.checkpoint["name"]
+                os.kill(update.view.processes[name].pid, signal.SIGKILL)
+                asked.unlink()
+        assert jobs_left() == {}
+        return killed, update.outcome.failure
+
+    killed, failure = await run_killing("try-1")
+    assert killed == {"worker-0": "ckpt-10", "ps-0": "ckpt-20"}  # it went on without the worker
+    assert (failure.process, failure.signal, failure.kind) == ("ps-0", "SIGKILL", Kind.RETRYABLE)
+    killed, failure = await run_killing("try-2")
+    assert killed == {"chief-0": "ckpt-30"}
+    assert (failure.process, failure.signal, failure.kind) == ("chief-0", "SIGKILL", Kind.RETRYABLE)
+
+    update = await succeeded(engine, job, "try-3")
+    result = update.outcome.result
+    assert (result["first"], result["total"]) == (30.0, 40.0)
+    cluster = result["config"]["cluster"]
+    assert {kind: len(addresses) for kind, addresses in cluster.items()} == {"chief": 1, "worker": 2, "ps": 1}
+    assert result["config"]["task"] == {"type": "chief", "index": 0}
+    evaluator = json.loads((tmp_path / "evaluator").read_text())
+    assert (evaluator["cluster"], evaluator["task"]) == (cluster, {"type": "evaluator", "index": 0})
     # The servers and the evaluator, which has no end of its own, ended with the chief.
     exits = {name: process.exit_code for name, process in update.view.processes.items()}
     assert exits == dict.fromkeys(["chief-0", "worker-0", "worker-1", "ps-0", "evaluator-0"], 0)

@@ -21,7 +21,7 @@ from rallypoint.worker.entry import EntryLoadError
 from rallypoint.worker.events import EventWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 MAX_TRACEBACK = 16_000  # characters: one screen shows fewer
 _PR_SET_PDEATHSIG = 1
@@ -41,6 +41,20 @@ def die_with_parent() -> None:
     """Have the kernel kill this process when the one that started it dies, so that no rank outlives its agent."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def starting_up(limit: float) -> Iterator[None]:
+    """Let silence not count as a stall meanwhile: for what is slow and says nothing, such as a large import.
+
+    Args:
+        limit: Seconds after which silence counts again.
+    """
+    writer().excuse(limit)
+    try:
+        yield
+    finally:
+        writer().excuse(0.0)
 
 
 def run(  # noqa: PLR0913 - each names one thing that differs between the drivers

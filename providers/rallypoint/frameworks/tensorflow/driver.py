@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _NO_PROXY = "no_grpc_proxy"  # the name that gRPC reads
+_HUNG = 3.0  # join timeouts after which a process that has not started is as silent as any other
 
 
 class _WorkOverError(BaseException):
@@ -39,7 +40,8 @@ def main(argv: list[str]) -> int:
 
 def _run(settings: Mapping[str, Any], task: Task, entry: list[str]) -> Any:
     if len(settings["members"]) == 1:
-        tf = session.tensorflow()
+        with process.starting_up(_HUNG * settings["join_timeout"]):
+            tf = session.tensorflow()
         devices.prepare(tf, settings, position=0, sharing=1)
         return _user_code(session.Session(settings, task), entry)
     where, attempt, leader = settings["rendezvous"], os.environ[context.ATTEMPT_ID], settings["members"][0]
@@ -64,8 +66,9 @@ def _run(settings: Mapping[str, Any], task: Task, entry: list[str]) -> Any:
 
 def _take_part(settings: Mapping[str, Any], task: Task, entry: list[str], membership: Membership) -> Any:
     """Join the others, do this task's part, and return when all agree that it is over."""
-    tf = session.tensorflow()  # first: it takes its time, and the address is of use only after it
-    cluster = Cluster(membership.join(), settings["ranks"])
+    with process.starting_up(_HUNG * settings["join_timeout"]):
+        tf = session.tensorflow()  # first: it takes its time, and the address is of use only after it
+        cluster = Cluster(membership.join(), settings["ranks"])
     _set_environment(cluster, settings, task)
     position, sharing = _gpu_place(cluster, settings, task)
     devices.prepare(tf, settings, position=position, sharing=sharing)

@@ -113,7 +113,7 @@ class TensorFlowJob(Job):
         collective_timeout: Seconds after which a collective operation of ``"multi_worker_mirrored"`` fails; None waits
             until `stall_timeout`.
         join_timeout: Seconds that the first process waits for the others once it is there itself, with TensorFlow
-            imported; the error names the ones that did not come.
+            imported; the error names the ones that did not come. `stall_timeout` counts from when they have.
         tpu: The TPU, for ``"tpu"``.
         xla_flags: Flags of the XLA compiler, such as ``["--xla_cpu_enable_fast_math=true"]``.
         jit_compile: Whether to compile with XLA what is not marked for it (autoclustering).
@@ -146,6 +146,7 @@ class TensorFlowJob(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "keras", str(self.keras))  # a template may have made it a number
         for name, options in (("strategy", STRATEGIES), ("keras", _KERAS), ("communication", _COMMUNICATIONS)):
             if getattr(self, name) not in options:
                 raise self.invalid(name, getattr(self, name), f"one of {', '.join(options)}")
