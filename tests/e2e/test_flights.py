@@ -65,6 +65,9 @@ def test_clearing_a_training_whose_rank_was_killed_continues_it(airflow):
         ("example_ray_job_operator", "estimate_pi", {"pi"}),
         ("example_ray_cluster", "count_more", {"cpus", "nodes"}),
         ("example_tensorflow_operator", "count", {"total"}),
+        ("example_spark_operator", "count_words", {"counts", "table"}),
+        ("example_spark_decorator", "primes", {"primes"}),
+        ("example_spark_cluster", "count_more", {"master", "rows"}),
     ],
 )
 def test_every_example_of_the_documentation_runs(airflow, dag_id, task_id, expected):

@@ -29,8 +29,9 @@ def example(monkeypatch):
     [
         ("python_job", {"vowels": {"Oslo": 2, "Quito": 3, "Rome": 2}, "sum": 7}.__eq__),
         ("dask_table", lambda made: made["workers"] > 0 and made["table"].startswith("file:///")),
+        ("spark_table", {"counts": [100] * 10}.__eq__),
     ],
-    ids=["python", "dask"],
+    ids=["python", "dask", "spark"],
 )
 def test_an_example_runs(prefect, example, name, check):
     made = example(name).pipeline()
