@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.sdk import DAG, task
+from airflow.sdk.exceptions import AirflowFailException
 
 from rallypoint import DaskCluster, Resources
 from rallypoint.airflow.operators import DaskOperator, TorchElasticOperator
@@ -121,6 +123,25 @@ def test_mapped_operators_take_every_option():
     assert mapped.task_id == "t"
 
 
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"store": "ftp://somewhere/else"}, "got a store with the scheme 'ftp', expected file:///folder"),
+        ({"store": "relative/folder"}, "give the full path"),
+        ({"launcher": "teleport://x"}, "got the launcher 'teleport://x', expected one of"),
+        ({"launcher": "local://relative"}, "expected local:/// and an absolute folder"),
+    ],
+)
+def test_a_connection_that_can_never_work_ends_the_task_without_a_retry(monkeypatch, extra, words):
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps({"conn_type": "rallypoint", "extra": extra}))
+    with DAG("d"):
+        operator = TorchElasticOperator(task_id="t", script="/a.py", rallypoint_conn_id="wrong", retries=3)
+    ti = SimpleNamespace(id="try-1", dag_id="d", run_id="r", task_id="t", map_index=-1, max_tries=3)
+    with pytest.raises(AirflowFailException) as raised:
+        operator.execute({"ti": ti})
+    assert words in str(raised.value)
+
+
 @pytest.mark.parametrize(("map_index", "parts"), [(-1, ("d", "r", "t")), (3, ("d", "r", "t", "3"))])
 def test_the_key_of_a_task_instance(map_index, parts):
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=map_index)
@@ -142,6 +163,19 @@ def test_a_reference_to_nothing_is_an_error(monkeypatch):
         operator = TorchElasticOperator(task_id="t", script="/a.py", secrets={"TOKEN": "env:NOT_THERE"})
     with pytest.raises(RallypointError, match="NOT_THERE"):
         operator.job()
+
+
+def test_waiting_without_a_worker_is_airflows_own_setting():
+    code = (
+        "from airflow.sdk import DAG, task; from rallypoint.airflow.operators import DaskOperator\n"
+        "with DAG('d'):\n"
+        "    made = task.torch(task_id='t')(lambda: None)().operator\n"
+        "    print(made.deferrable, DaskOperator(task_id='u', script='a.py').deferrable)"
+    )
+    environment = {**os.environ, "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split()[-2:] == ["True", "True"]
 
 
 def test_reading_the_example_dags_imports_no_framework():

@@ -19,7 +19,7 @@ from rallypoint.airflow.place import DEFAULT_CONN_ID, check_references, resolve_
 from rallypoint.airflow.rendering import is_jinja, rendered_object, without_templates
 from rallypoint.airflow.retries import StageRetryPolicy
 from rallypoint.airflow.triggers import StageTrigger
-from rallypoint.errors import InvalidEntryError, InvalidJobError, StageUserError
+from rallypoint.errors import InvalidEntryError, InvalidJobError, LaunchError, StageUserError, StoreError
 from rallypoint.spec.entry import Entry, Function, Module, Script
 from rallypoint.spec.job import DEFAULT_STALL_TIMEOUT, Job
 from rallypoint.spec.resources import Resources
@@ -293,7 +293,14 @@ class StageOperator(BaseOperator):
     # How it is done ------------------------------------------------------------------------------------------------
 
     def _place(self) -> Place:
-        place = task_place(self)
+        from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415 - DAG files import this module
+
+        try:
+            place = task_place(self)
+            open_launcher(place.launcher, place.launcher_options or None)
+        except (StoreError, LaunchError) as error:
+            # Nothing was asked yet, so it is a URI or an option that is wrong, and would be at every retry.
+            raise AirflowFailException(str(error)) from error
         self.runs_on = place.launcher
         return place
 
