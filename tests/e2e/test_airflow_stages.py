@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 
 import httpx
 import pytest
@@ -12,21 +13,32 @@ import pytest
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 
 
-def test_a_deferred_stage_delivers_its_result_links_and_log(airflow, witness):
+def test_a_deferred_stage_shows_what_it_does_while_it_waits(airflow, witness):
+    hold = witness.with_name(f"{witness.name}.hold")
+    hold.touch()
     run = airflow.start("deferred", {"witness": str(witness), "epochs": 4})
-    airflow.wait_for_step("deferred", run, "train", 1)
-    # The link is there while the job runs, and shows it.
-    links = airflow.api.links("deferred", run, "train")
-    assert set(links) == {"Rallypoint stage", "TensorBoard"}
-    page = httpx.get(airflow.instance.url + links["Rallypoint stage"], timeout=30).text
-    assert "running" in page
-    assert "step" in page
+
+    def streamed() -> str | None:
+        log = airflow.api.log("deferred", run, "train") if airflow.attempts("deferred", run, "train") else ""
+        return log if "progress: step 1/4 loss=1" in log and "[rank-0.r0] epoch 1 of 4" in log else None
+
+    try:
+        log = airflow.api.wait_until(streamed, "the first epoch in the task log", timeout=120)
+        assert airflow.api.task_instance("deferred", run, "train").state == "deferred"
+        assert "first attempt" in log
+        # The attempt and the link are known while the job runs, and the page shows it.
+        attempt = airflow.api.xcom("deferred", run, "train", key="rallypoint_attempt")
+        assert attempt["attempt"] == airflow.attempts("deferred", run, "train")[0].entry.record.id
+        links = airflow.api.links("deferred", run, "train")
+        assert set(links) == {"Rallypoint stage", "TensorBoard"}
+        page = httpx.get(airflow.instance.url + links["Rallypoint stage"], timeout=30).text
+        assert "running" in page
+        assert "step 1/4" in page
+    finally:
+        hold.unlink()
     airflow.api.wait_for_run("deferred", run, timeout=120)
     assert airflow.api.xcom("deferred", run, "train") == {"first": 0, "epochs": 4, "attempt": 1}
-    log = airflow.api.log("deferred", run, "train")
-    assert "first attempt" in log
-    assert "progress: step 4/4" in log
-    assert "[rank-0.r0] epoch 4 of 4" in log
+    assert "[rank-0.r0] epoch 4 of 4" in airflow.api.log("deferred", run, "train")
     assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0"]
 
 
@@ -120,11 +132,15 @@ def test_a_mistake_in_a_job_is_an_import_error_of_the_dag_file(airflow):
         ({"store": "{home}/another-store"}, True, "can be written"),
         ({"store": "ftp://somewhere/else"}, False, "expected file://"),
         ({"store": "/proc/no/such"}, False, "/proc/no/such"),
+        ({"launcher": "teleport://x"}, False, "got the launcher 'teleport://x', expected one of"),
+        ({"python": "/nowhere/python"}, False, "got python='/nowhere/python', expected the path of"),
+        ({"python": "{python}"}, True, "at {python} on"),
     ],
 )
 def test_the_test_button_of_a_connection_tells_whether_it_works(airflow, extra, status, words):
-    extra = {name: value.format(home=airflow.instance.home) for name, value in extra.items()}
+    known = {"home": airflow.instance.home, "python": sys.executable}
+    extra = {name: value.format(**known) for name, value in extra.items()}
     body = {"connection_id": "rallypoint_test", "conn_type": "rallypoint", "extra": json.dumps(extra)}
     answer = airflow.api.request("POST", "/connections/test", json=body)
     assert answer["status"] is status
-    assert words in answer["message"]
+    assert words.format(**known) in answer["message"]

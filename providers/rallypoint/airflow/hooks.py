@@ -84,17 +84,20 @@ class RallypointHook(BaseHook):
             raise AirflowNotFoundException(msg)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Write to the store and look for a job on the launcher, as the *Test* button asks."""
+        """Write to the store, and ask the launcher what would run jobs, as the *Test* button wants it."""
         try:
             place = self.get_conn()
-            asyncio.run(self._test(place))
+            answer = asyncio.run(self._test(place))
         except RallypointError as error:
             return False, str(error)
-        return True, f"the store {place.store} can be written, and the launcher {place.launcher} answers"
+        return True, f"the store {place.store} can be written, and the launcher {place.launcher} answers{answer}"
 
-    async def _test(self, place: Place) -> None:
-        from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415 - DAG files import this module
+    async def _test(self, place: Place) -> str:
+        from rallypoint.launchers.base import Checkable  # noqa: PLC0415 - DAG files import this module
+        from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415
         from rallypoint.stages.store import Store  # noqa: PLC0415
 
         await Store.open(place.store, options=place.store_options or None).check()
-        await open_launcher(place.launcher, place.launcher_options or None).find(f"rp-test-{uuid.uuid4().hex[:12]}")
+        launcher = open_launcher(place.launcher, place.launcher_options or None)
+        await launcher.find(f"rp-test-{uuid.uuid4().hex[:12]}")
+        return f" ({await launcher.check()})" if isinstance(launcher, Checkable) else ""

@@ -170,6 +170,19 @@ class Waitable(Protocol):
 
 
 @runtime_checkable
+class Checkable(Protocol):
+    """A launcher that can say without a job whether it could run one."""
+
+    async def check(self) -> str:
+        """Return what would run jobs, in a few words, such as a version.
+
+        Raises:
+            LaunchError: Nothing would.
+        """
+        ...
+
+
+@runtime_checkable
 class Cleanable(Protocol):
     """A launcher where ended attempts leave something behind, such as logs, until it is removed.
 

@@ -143,6 +143,15 @@ class LocalLauncher:
         for chunk in await asyncio.to_thread(self._new_output, handle.attempt, cursor):
             yield chunk
 
+    async def check(self) -> str:
+        """Return which Python would run jobs here.
+
+        Raises:
+            PreflightError: This host does not have it.
+        """
+        found = await asyncio.to_thread(look_at, self.python, ())
+        return f"Python {found['python']} at {self.python} on {socket.gethostname()}"
+
     async def left(self, attempt: str) -> int:
         """Return the bytes of an attempt's run folder, without the few by which it never starts again.
 

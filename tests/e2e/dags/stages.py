@@ -25,7 +25,7 @@ def epochs_done(checkpoint: str | None) -> int:
 
 
 def count_epochs(witness: str, epochs: int, seconds: float = 1.0) -> dict[str, Any]:
-    """Count epochs, with a checkpoint after each; fail once when a file says so."""
+    """Count epochs, with a checkpoint after each; wait or fail when a file says so."""
     import os
     import time
 
@@ -40,6 +40,8 @@ def count_epochs(witness: str, epochs: int, seconds: float = 1.0) -> dict[str, A
         if os.path.exists(f"{witness}.fail") and epoch == 2:
             raise RuntimeError("the file says to fail")
         print(f"epoch {epoch + 1} of {epochs}", flush=True)
+        while os.path.exists(f"{witness}.hold"):
+            time.sleep(0.1)
     return {"first": first, "epochs": int(epochs), "attempt": stage.attempt}
 
 
