@@ -68,21 +68,29 @@ def test_airflow_finds_the_installed_provider(python, tmp_path):
     code = (
         "import json; from airflow.providers_manager import ProvidersManager as P; m = P(); "
         "print(json.dumps([m.providers['rallypoint'].version, 'rallypoint' in m.hooks, "
+        "'extra__rallypoint__store' in m.connection_form_widgets, "
         "sorted(n for n, _ in m.taskflow_decorators.items() if n in ('torch', 'dask'))]))"
     )
     out = run(python, "-c", code, AIRFLOW_HOME=str(tmp_path))
-    assert json.loads(out.splitlines()[-1]) == ["0.1.0", True, ["dask", "torch"]]
+    assert json.loads(out.splitlines()[-1]) == ["0.1.0", True, True, ["dask", "torch"]]
 
 
-def test_the_installed_command_plans_and_runs_a_job(python, tmp_path):
+def test_the_installed_command_plans_and_runs_a_job_of_each_framework(python, tmp_path):
+    command = python.with_name("rallypoint")
     (tmp_path / "train.py").write_text(
         "import rallypoint, torch\nrallypoint.stage().result({'sum': torch.ones(3).sum()})\n"
     )
-    script = str(tmp_path / "train.py")
-    job = f"train = TorchElastic(Script({script!r}), nproc_per_node=1)"
-    (tmp_path / "jobs.py").write_text(f"from rallypoint import Script, TorchElastic\n{job}\n")
+    (tmp_path / "count.py").write_text(
+        "import rallypoint\nfrom distributed import Client\n"
+        "rallypoint.stage().result({'sum': Client().submit(sum, [1, 2]).result()})\n"
+    )
+    (tmp_path / "jobs.py").write_text(
+        "from rallypoint import DaskJob, Resources, Script, TorchElastic\n"
+        f"train = TorchElastic(Script({str(tmp_path / 'train.py')!r}), nproc_per_node=1)\n"
+        f"count = DaskJob(Script({str(tmp_path / 'count.py')!r}), resources=Resources(cpus=1))\n"
+    )
     store = f"file://{tmp_path}/store"
-    target = f"{tmp_path}/jobs.py:train"
-    assert "agent" in run(python, "-m", "rallypoint.cli", "plan", target, RALLYPOINT_STORE=store)
-    out = run(python, "-m", "rallypoint.cli", "run", target, RALLYPOINT_STORE=store)
-    assert json.loads(out) == {"sum": 3.0}
+    assert "agent" in run(command, "plan", f"{tmp_path}/jobs.py:train", RALLYPOINT_STORE=store)
+    for name in ("train", "count"):
+        out = run(command, "run", f"{tmp_path}/jobs.py:{name}", RALLYPOINT_STORE=store)
+        assert json.loads(out) == {"sum": 3}
