@@ -1,4 +1,8 @@
-"""Flight delays in TensorFlow: the data and the network of `flights`, with MultiWorkerMirroredStrategy."""
+"""Flight delays in TensorFlow: the data and the network of `flights`, with MultiWorkerMirroredStrategy.
+
+The network of PyTorch is trained on the same rows, so that the last task shows both and a logistic regression side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,9 @@ from rallypoint.examples import flights as stages
     doc_md=__doc__,
     params={
         "epochs": Param(6, type="integer", minimum=1, description="Passes over the training months"),
-        "workers": Param(2, type="integer", minimum=1, description="Workers of the distributed training"),
+        "workers": Param(2, type="integer", minimum=1, description="Processes of each distributed training"),
         "batch_size": Param(
-            4096, type="integer", minimum=1, description="Rows a step, over all workers; less for a small fraction"
+            4096, type="integer", minimum=1, description="Rows a step, over all processes; less for a small fraction"
         ),
         "fraction": Param(1.0, type="number", exclusiveMinimum=0, maximum=1, description="Share of the flights to use"),
     },
@@ -32,11 +36,14 @@ def flights_tensorflow() -> None:
     train = task.tensorflow(
         task_id="train_tensorflow", strategy="multi_worker_mirrored", workers="{{ params.workers }}", **retry
     )(stages.train_tensorflow)
+    train_torch = task.torch(task_id="train_torch", nproc_per_node="{{ params.workers }}", **retry)(stages.train)
     compare = task.python_job(task_id="compare", deferrable=True)(stages.compare_tensorflow)
 
     data = preprocess(fraction="{{ params.fraction }}")
-    trained = train(data["train"], data["test"], epochs="{{ params.epochs }}", batch_size="{{ params.batch_size }}")
-    compare(trained, data["train"], data["test"])
+    settings = {"epochs": "{{ params.epochs }}", "batch_size": "{{ params.batch_size }}"}
+    trained = train(data["train"], data["test"], **settings)
+    beside = train_torch(data["train"], **settings)
+    compare(trained, beside["model"], data["train"], data["test"])
 
 
 flights_tensorflow()

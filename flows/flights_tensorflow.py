@@ -1,8 +1,9 @@
 """Flight delays in TensorFlow as a Prefect flow: the pipeline of `dags/flights_tensorflow.py`, over the same functions.
 
 ``python flows/flights_tensorflow.py`` serves it as a deployment without a schedule; ``prefect deployment run
-flights-tensorflow/by-hand`` or the UI starts it. Retrying a failed run returns what had succeeded, and continues what
-had not.
+flights-tensorflow/by-hand`` or the UI starts it. The network of PyTorch is trained on the same rows, so that the last
+task shows both and a logistic regression side by side. Retrying a failed run returns what had succeeded, and continues
+what had not.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 from prefect import flow, serve
 
 from rallypoint.examples import flights as stages
-from rallypoint.prefect import dask_task, python_task, reaper_deployment, tensorflow_task
+from rallypoint.prefect import dask_task, python_task, reaper_deployment, tensorflow_task, torch_task
 
 preprocess = dask_task(name="preprocess", retries=1)(stages.preprocess)
 train = tensorflow_task(name="train-tensorflow", strategy="multi_worker_mirrored", retries=1)(stages.train_tensorflow)
+train_torch = torch_task(name="train-torch", retries=1)(stages.train)
 compare = python_task(name="compare")(stages.compare_tensorflow)
 
 
@@ -28,15 +30,16 @@ def flights_tensorflow(
     Args:
         fraction: Share of the flights to use.
         epochs: Passes over the training months.
-        batch_size: Rows a step, over all workers; less for a small fraction.
-        workers: Workers of the distributed training.
+        batch_size: Rows a step, over all processes; less for a small fraction.
+        workers: Processes of each distributed training.
 
     Returns:
-        The metrics on the test months, of the ``model`` and of the ``baseline``.
+        The metrics on the test months, of ``tensorflow``, ``torch`` and the ``baseline``.
     """
     data = preprocess(fraction=fraction)
     trained = train.with_options(workers=workers)(data["train"], data["test"], epochs=epochs, batch_size=batch_size)
-    return compare(trained, data["train"], data["test"])
+    beside = train_torch.with_options(nproc_per_node=workers)(data["train"], epochs=epochs, batch_size=batch_size)
+    return compare(trained, beside["model"], data["train"], data["test"])
 
 
 if __name__ == "__main__":
