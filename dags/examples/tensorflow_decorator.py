@@ -26,7 +26,7 @@ def example_tensorflow_decorator() -> None:
         manager = checkpoint_manager(tf.train.Checkpoint(weight=weight, done=done))
         manager.restore_or_initialize()
 
-        @tf.function
+        @tf.function(autograph=False)  # there is no control flow to translate
         def step() -> Any:
             def replica() -> Any:
                 x = tf.random.uniform([64])

@@ -29,7 +29,7 @@ def fit_line(strategy: Any, steps: int = 100) -> dict[str, Any]:
     manager = checkpoint_manager(tf.train.Checkpoint(weight=weight, done=done))
     manager.restore_or_initialize()
 
-    @tf.function
+    @tf.function(autograph=False)  # there is no control flow to translate
     def step() -> Any:
         def replica() -> Any:
             x = tf.random.uniform([64])
