@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from datetime import timedelta
 
 import pytest
@@ -161,12 +162,12 @@ async def test_what_a_job_lacks_is_said_at_its_start(stage_of, script, as_dag_fi
 
     async def never_joins():
         engine = stage_of("joins")
-        # Nobody says anything for longer than `stall_timeout`: before all are there, it does not count.
-        job = TensorFlowJob(
-            Script(never), strategy="multi_worker_mirrored", workers=2, join_timeout=10, stall_timeout=8
-        )
+        job = TensorFlowJob(Script(never), strategy="multi_worker_mirrored", workers=2, join_timeout=10)
         started = await engine.start(job, Request(owner="try-1"))
         os.kill(await opened(engine, started, "worker-1"), signal.SIGSTOP)
+        # Nobody says anything until then: the stall timer waits for it.
+        events = engine.store.local_path / engine.ledger.events_prefix(1) / "worker-0.jsonl"
+        await until(lambda: events.exists() and events.stat().st_mtime > time.time() + 1)
         return (await watched(engine, started)).outcome
 
     flags = ["--xla_cpu_enable_fast_math=true", "--xla_cpu_multi_thread_eigen=true"]

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from rallypoint.stages.events import Event, EventReader
 from rallypoint.stages.store import Store
 from rallypoint.stages.view import AttemptView
+from rallypoint.worker import process as worker_process
 from rallypoint.worker.events import MAX_LINE, EventTooLargeError, EventWriter
 
 
@@ -57,6 +59,18 @@ async def test_what_the_writer_wrote_is_read(reader, events_dir):
     (event,) = await reader.read()
     assert (event.kind, event.process) == ("progress", "rank-0.r0")
     assert event.data == {"step": 1, "total": 3, "metrics": {"loss": 0.5}}
+
+
+def test_silence_counts_for_the_stall_timer_only_after_what_starts_up_or_the_next_event(events_dir, monkeypatch):
+    writer = EventWriter(f"file://{events_dir}", "rank-0")
+    monkeypatch.setattr(worker_process, "_writer", writer)
+    file, began = events_dir / "rank-0.jsonl", time.time()
+    with worker_process.starting_up(60.0):
+        assert file.stat().st_mtime >= began + 59
+    assert file.stat().st_mtime <= time.time() + 1
+    writer.excuse(60.0)
+    writer.write("progress", step=1)
+    assert file.stat().st_mtime <= time.time() + 1
 
 
 async def test_only_what_is_new_is_read(reader, events_dir):
