@@ -1,13 +1,19 @@
-"""TensorFlow in a real Airflow: the example's training next to its baseline, and a worker that is killed.
+"""TensorFlow in a real Airflow: the examples, and a worker that is killed.
 
-Every process imports TensorFlow, which takes 12 to 19 s: there are no more tests than these two.
+Every process imports TensorFlow, which takes 12 to 19 s: there are no more tests than these.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
 
+import httpx
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -15,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 SOON = 300.0  # seconds that a job of two processes may take to start on a busy machine
 
 
-def test_the_flights_are_trained_on_two_workers_and_held_against_the_baseline(airflow):
+def test_the_flights_are_trained_on_two_workers_and_shown_beside_torch_and_the_baseline(airflow):
     run = airflow.start("flights_tensorflow", {"fraction": 0.05, "epochs": 2, "batch_size": 256})
     airflow.api.wait_for_run("flights_tensorflow", run, timeout=700)
     trained = airflow.api.xcom("flights_tensorflow", run, "train_tensorflow")
@@ -23,11 +29,12 @@ def test_the_flights_are_trained_on_two_workers_and_held_against_the_baseline(ai
     assert trained["model"].startswith("file://")
     table = airflow.api.xcom("flights_tensorflow", run, "compare")
     assert table["passed"] is True
-    assert table["model"] == trained["test"]
+    assert table["tensorflow"] == trained["test"]
     log = airflow.api.log("flights_tensorflow", run, "compare")
-    for name, column in (("TensorFlow", "model"), ("baseline", "baseline")):
-        (line,) = [line for line in log.splitlines() if name in line and "roc_auc" in line]
-        assert f"roc_auc {table[column]['roc_auc']:.4f}" in line
+    for name in ("tensorflow", "torch", "baseline"):
+        assert 0.5 < table[name]["roc_auc"] < 1
+        (line,) = [line for line in log.splitlines() if name in line and "log_loss" in line]
+        assert f"roc_auc {table[name]['roc_auc']:.4f}" in line
 
 
 def test_a_killed_worker_fails_the_try_and_the_next_one_continues_from_the_checkpoint(airflow, witness):
@@ -56,3 +63,42 @@ def test_a_killed_worker_fails_the_try_and_the_next_one_continues_from_the_check
     assert "SIGKILL" in log
     assert "continuing from its last checkpoint" in airflow.api.log("multi_worker", run, "fit", 2)
     assert not airflow.jobs_alive(snapshot.entry.record.id)
+
+
+def test_fit_of_keras_draws_its_curves_and_the_link_leads_to_them(airflow):
+    run = airflow.start("example_tensorflow_keras")
+    airflow.api.wait_for_run("example_tensorflow_keras", run, timeout=SOON)
+    assert airflow.api.xcom("example_tensorflow_keras", run, "fit")["loss"] < 0.01
+    # The next task took the model as a module of TensorFlow Hub.
+    assert airflow.api.xcom("example_tensorflow_keras", run, "reuse")["y"] == pytest.approx(7, abs=0.2)
+    link = airflow.api.links("example_tensorflow_keras", run, "fit")["TensorBoard"]
+    page = httpx.get(airflow.instance.url + link, timeout=60, follow_redirects=True).text
+    curves = page.partition('id="tensorboard"')[2]
+    assert "epoch_loss" in curves
+    assert "<polyline" in curves
+    assert "rallypoint tensorboard" in page
+
+
+@pytest.fixture
+def model_server(tmp_path):
+    """A small model server, in place of `tensorflow_model_server`, and the base path of its model ``line``."""
+    script = Path(__file__).resolve().parents[1] / "integration/tensorflow/tf_serving_server.py"
+    base, ports = tmp_path / "line", tmp_path / "ports"
+    base.mkdir()
+    process = subprocess.Popen([sys.executable, script, ports, "--model", "line", base])
+    yield ports, base
+    process.terminate()
+    process.wait(30)
+
+
+def test_a_model_is_trained_and_deployed_to_a_model_server(airflow, model_server):
+    ports, base = model_server
+    airflow.api.wait_until(lambda: ports.exists() or None, "the model server", timeout=SOON)
+    url = f"http://127.0.0.1:{ports.read_text().split()[0]}"
+    run = airflow.start("example_tf_serving_operator", {"rest_url": url, "base_path": str(base)})
+    airflow.api.wait_for_run("example_tf_serving_operator", run, timeout=SOON)
+    deployed = airflow.api.xcom("example_tf_serving_operator", run, "deploy")
+    assert (deployed["version"], deployed["path"]) == (1, f"{base}/1")
+    body = json.dumps({"instances": [[3.0]]}).encode()
+    with urllib.request.urlopen(f"{url}/v1/models/line:predict", body, 60) as answer:
+        assert json.load(answer)["predictions"][0][0] == pytest.approx(6, abs=0.05)
