@@ -33,10 +33,10 @@ class AirflowApi:
 
     Args:
         url: The address of the api-server, for example `AirflowInstance.url`.
-        timeout: Seconds one request may take.
+        timeout: Seconds one request may take; the first run of a DAG took over 30 s to be made on a busy machine.
     """
 
-    def __init__(self, url: str, *, timeout: float = 30) -> None:
+    def __init__(self, url: str, *, timeout: float = 120) -> None:
         self.url = url.rstrip("/")
         self._client = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 from airflow_api import FINISHED_RUN, AirflowApi, AirflowApiError, DagRun, TaskInstance
 from airflow_instance import AirflowInstance, AirflowInstanceError
 from airflow_processes import running_url, stop_home
@@ -79,8 +80,8 @@ class Board:
     def __init__(self, api: AirflowApi, store: Path, dag_id: str, run_id: str) -> None:
         self._api = api
         self._store = store
-        self._dag_id = dag_id
-        self._run_id = run_id
+        self.dag_id = dag_id
+        self.run_id = run_id
         self._order = {task_id: place for place, task_id in enumerate(api.task_ids(dag_id))}
         self._tasks: list[TaskInstance] = []
         self._progress: dict[str, str] = {}
@@ -89,19 +90,19 @@ class Board:
 
     def refresh(self) -> DagRun:
         """Read the state of the run and of its tasks, and keep it the only one; return the run."""
-        self._api.end_other_runs(self._dag_id, self._run_id)
-        run = self._api.dag_run(self._dag_id, self._run_id)  # before the tasks, so that an ended run's tasks are final
-        tasks = self._api.task_instances(self._dag_id, self._run_id)
+        self._api.end_other_runs(self.dag_id, self.run_id)
+        run = self._api.dag_run(self.dag_id, self.run_id)  # before the tasks, so that an ended run's tasks are final
+        tasks = self._api.task_instances(self.dag_id, self.run_id)
         self._tasks = sorted(tasks, key=lambda task: (self._order.get(task.task_id, len(self._order)), task.map_index))
         for task in self._tasks:
-            progress = stage_progress(self._store, self._dag_id, self._run_id, task.task_id)
+            progress = stage_progress(self._store, self.dag_id, self.run_id, task.task_id)
             if progress is not None:
                 self._progress[task.label] = progress
         return run
 
     def table(self) -> Table:
         """Return the rows as a table for the terminal."""
-        table = Table(title=f"{self._dag_id} · {self._run_id}", title_justify="left")
+        table = Table(title=f"{self.dag_id} · {self.run_id}", title_justify="left")
         for column in ("task", "state", "try"):
             table.add_column(column)
         table.add_column("progress", min_width=32)
@@ -147,19 +148,22 @@ def follow(board: Board, console: Console, *, timeout: float) -> DagRun:
     """
     deadline = time.monotonic() + timeout
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    state = "unknown"
     with live or nullcontext():
         while True:
-            run = board.refresh()
-            if live:
-                live.update(board.table(), refresh=True)
-            else:
-                for line in board.changes():
-                    print(line, flush=True)
-            if run.state in FINISHED_RUN:
-                return run
+            with suppress(httpx.TransportError):  # on a busy machine an answer may come too late: the next one counts
+                run = board.refresh()
+                state = run.state
+                if live:
+                    live.update(board.table(), refresh=True)
+                else:
+                    for line in board.changes():
+                        print(line, flush=True)
+                if run.state in FINISHED_RUN:
+                    return run
             if time.monotonic() > deadline:
                 raise AirflowApiError(
-                    f"run {run.run_id} of DAG {run.dag_id} is {run.state} after {timeout:.0f} s, expected its end: "
+                    f"run {board.run_id} of DAG {board.dag_id} is {state} after {timeout:.0f} s, expected its end: "
                     "look at its tasks' logs, or give it more with --timeout"
                 )
             time.sleep(_POLL_SECONDS)
@@ -264,6 +268,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped by Ctrl-C: nothing of the demo runs any more")
         return 128 + signal.SIGINT
+    except httpx.TransportError as error:
+        console.print(
+            f"the demo failed: the private Airflow did not answer ({error}), expected an answer in time: its logs are "
+            f"in {os.path.relpath(options.home / 'processes')}; run it again when this machine has less to do",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        return 1
     except (AirflowApiError, AirflowInstanceError, BlockingIOError) as error:
         console.print(f"the demo failed: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
