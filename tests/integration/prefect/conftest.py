@@ -67,12 +67,14 @@ class Api:
         self.client.close()
 
     def post(self, path, /, **body):
-        answer = self.client.post(path, json=body)
+        return self.send("POST", path, body).json()
+
+    def send(self, method, path, body=None):
+        """Send a request, again while SQLite is busy."""
         end = time.monotonic() + DEADLINE
-        while answer.status_code == 503 and time.monotonic() < end:  # SQLite is busy
+        while (answer := self.client.request(method, path, json=body)).status_code == 503 and time.monotonic() < end:
             time.sleep(0.2)
-            answer = self.client.post(path, json=body)
-        return answer.raise_for_status().json()
+        return answer.raise_for_status()
 
     def deployment(self, name):
         answer = self.client.get(f"/deployments/name/{name}")
