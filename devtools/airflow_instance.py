@@ -150,7 +150,9 @@ class AirflowInstance:
             "API__BASE_URL": self.url,
             "LOGGING__WORKER_LOG_SERVER_PORT": str(self._log_port),
             "LOGGING__TRIGGER_LOG_SERVER_PORT": str(self._log_port),
-            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}",
+            # SQLite gives up a lock after 5 s by default, and a component of Airflow ends of it: on a busy machine all
+            # of them did while the api-server made a run.
+            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}?timeout=120",
         }
         no_proxy = [part for part in (os.environ.get("NO_PROXY") or os.environ.get("no_proxy", "")).split(",") if part]
         loopback = ",".join([*no_proxy, "127.0.0.1", "localhost"])
