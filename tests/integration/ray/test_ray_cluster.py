@@ -11,12 +11,14 @@ import sys
 import tempfile
 import textwrap
 import urllib.request
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
+from rallypoint import Function, RayTune, search
 from rallypoint.frameworks.ray.cluster import RayCluster, RayWorkers
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.failure import Kind
@@ -64,6 +66,10 @@ def place(tmp_path_factory):
         return Engine(Store.open(root / "store"), StageKey(("flights", "r1", name)), LocalLauncher(root / "runs"))
 
     return engine
+
+
+async def last_of(engine, started):
+    return [update async for update in engine.watch(started.attempt, interval=INTERVAL)][-1]
 
 
 async def ready(engine, started):
@@ -177,6 +183,66 @@ async def test_added_workers_are_used_by_a_running_job_and_leave_with_their_stag
     await until(lambda: nothing_lives(lived))
 
 
+def trial(folder, *, width):
+    """Say where each epoch runs, and wait after the first while the file ``hold`` is there."""
+    import time
+    from pathlib import Path
+
+    import ray
+
+    import rallypoint
+
+    stage, start = rallypoint.stage(), 0
+    if checkpoint := stage.latest_checkpoint():
+        start = int(Path(checkpoint, "epoch").read_text())
+    node = ray.get_runtime_context().get_node_id()
+    for epoch in range(start + 1, 3):
+        with Path(folder, "epochs").open("a") as file:
+            file.write(f"{width} {epoch} {node}\n")
+        stage.save_checkpoint(lambda target, epoch=epoch: Path(target, "epoch").write_text(str(epoch)), step=epoch)
+        stage.report(step=epoch, total=2, loss=width / epoch)
+        while epoch == 1 and Path(folder, "hold").exists():
+            time.sleep(0.05)
+
+
+async def test_a_sweep_uses_workers_that_are_added_while_it_runs_and_bears_that_they_leave(
+    cluster, place, until, small, tmp_path
+):
+    _, address = cluster
+    (tmp_path / "hold").touch()
+    more, engine = place("extra"), place("sweep")
+    sweep = RayTune(
+        Function(trial, (str(tmp_path),), {}, by_value=True),
+        space={"width": search.grid([1, 2])}, search="grid", num_samples=1, max_failures=1, address=address,
+    )  # fmt: skip
+    started = await engine.start(sweep, Request(owner="try-1"))
+    watching = asyncio.create_task(last_of(engine, started))
+
+    def epochs():
+        found = tmp_path / "epochs"
+        return [tuple(line.split()) for line in found.read_text().splitlines()] if found.exists() else []
+
+    async def both_have_reported():
+        found = (await engine.inspect(1)).view.metrics
+        return (found.get("running"), found.get("reports"), found.get("best_width")) == (2, 2, 1)
+
+    own = nodes(address)["cluster/worker-0"]["nodeId"]
+    await until(lambda: len(epochs()) == 1, deadline=SOON)  # the cluster has room for one trial
+    added = await more.start(RayWorkers(cluster=address, workers=1, drain=0, **small), Request(owner="try-1"))
+    await ready(more, added)
+    new = nodes(address)["extra/worker-0"]["nodeId"]
+    await until(lambda: len(epochs()) == 2, deadline=SOON)
+    assert epochs() == [("1", "1", own), ("2", "1", new)]
+    await until(both_have_reported, deadline=SOON)
+    assert await more.cancel(added.attempt.record.number, owner=None, why="its teardown task ran")
+    await until(lambda: sorted(nodes(address)) == ["cluster/head-0", "cluster/worker-0"], deadline=SOON)
+    (tmp_path / "hold").unlink()
+    update = await watching
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert update.outcome.result["trials"] == {"total": 2, "finished": 2, "stopped": 0, "failed": 0}
+    assert sorted(epochs()[2:]) == [("1", "2", own), ("2", "2", own)]  # the second goes on from its checkpoint
+
+
 async def test_a_worker_whose_raylet_dies_comes_back_and_the_cluster_stays(cluster, until):
     started, address = cluster
     before = nodes(address)["cluster/worker-0"]["nodeId"]
@@ -213,10 +279,19 @@ async def test_a_stopped_cluster_leaves_nothing_and_the_next_try_starts_another_
     await until(lambda: nothing_lives(lived))
 
 
-async def test_a_cluster_whose_head_dies_has_failed_and_says_so(place, until, small):
+async def test_a_head_that_does_not_come_up_is_started_anew_and_the_cluster_fails_with_one_that_dies_later(
+    place, until, small
+):
     engine = place("headless")
     started = await engine.start(RayCluster(workers=0, head_cpus=1, lease=600, **small), Request(owner="try-1"))
+
+    def starting():
+        with suppress(psutil.Error):
+            return [it for it in processes_of(started) if it.cmdline()[1:4] == ["-m", "ray.scripts.scripts", "start"]]
+
+    (await until(starting))[0].kill()
     await ready(engine, started)
+    assert "start 2 of 3" in await engine.tail(1, "head-0", 1 << 16)
     lived = processes_of(started)
     next(process for process in lived if process.name() == "gcs_server").kill()
     async for update in engine.watch(started.attempt, interval=INTERVAL, hold=True):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LOOK = 0.25  # seconds between two looks at a node that is starting
 STOP_SECONDS = 8.0  # until a node that was asked to end is killed; Ray's own patience is shorter
 ORPHANED = 15.0  # seconds that a worker waits to be stopped with its head, which is then what failed
+STARTS = 3  # how often a head is started at the most: Ray's agents have 15 seconds, which a busy host may not give them
 _LAST_LINES = 20
 # What the processes of a job on this cluster would take for their own stage. The marks by which an attempt's processes
 # are found again stay.
@@ -40,6 +41,10 @@ _stop = threading.Event()
 
 class NodeStartError(RuntimeError):
     """A Ray node did not start or did not join."""
+
+
+class NodeEndedError(NodeStartError):
+    """A Ray node ended before the nodes of its gang had joined."""
 
 
 class NodeLostError(RuntimeError):
@@ -112,24 +117,32 @@ class Node:
 
 def head(settings: Mapping[str, Any]) -> None:
     """Run the head, say when every node has joined, and stay."""
-    dashboard, client = free_ports(2, EVERYWHERE)
     ip, port = settings["ip"], settings["port"]
     # Short: sockets lie below it, and a socket's path has 107 bytes at the most.
     folder = tempfile.mkdtemp(prefix="rp-ray-")
-    node = Node(
-        [
-            "--head",
-            f"--port={port}",
-            "--include-dashboard=true",
-            f"--dashboard-host={ip}",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}",
-            f"--temp-dir={folder}",
-            *_offer(settings),
-        ]
-    )
-    url = f"http://{ip}:{dashboard}"
-    _wait_for_nodes(settings, url, node)
+    deadline = time.monotonic() + settings["start_timeout"]
+    for number in range(1, STARTS + 1):
+        dashboard, client = free_ports(2, EVERYWHERE)
+        url = f"http://{ip}:{dashboard}"
+        node = Node(
+            [
+                "--head",
+                f"--port={port}",
+                "--include-dashboard=true",
+                f"--dashboard-host={ip}",
+                f"--dashboard-port={dashboard}",
+                f"--ray-client-server-port={client}",
+                f"--temp-dir={folder}",
+                *_offer(settings),
+            ]
+        )
+        try:
+            _wait_for_nodes(settings, url, node, deadline)
+            break
+        except NodeEndedError as error:
+            if number == STARTS:
+                raise
+            print(f"{error}\nstart {number + 1} of {STARTS}", flush=True)  # noqa: T201 - the stage's log
     if not _stop.is_set():
         process.writer().write("link", name="Ray dashboard", url=url)
         workers = len(settings["nodes"]) - 1
@@ -156,7 +169,8 @@ def worker(settings: Mapping[str, Any]) -> None:
     while not _stop.is_set():
         node = Node([f"--address={address}", *_offer(settings)], drain=drain)
         if restarts == 0 and first and settings.get("dashboard_url"):
-            _wait_for_nodes(settings, settings["dashboard_url"], node)
+            deadline = time.monotonic() + settings["start_timeout"]
+            _wait_for_nodes(settings, settings["dashboard_url"], node, deadline)
             if not _stop.is_set():
                 known = ("address", "dashboard_url", "client")
                 said = {name: settings[name] for name in known if settings[name]}
@@ -208,14 +222,13 @@ def _wait_for_head(address: str, timeout: float) -> None:
             raise NodeStartError(msg)
 
 
-def _wait_for_nodes(settings: Mapping[str, Any], url: str, node: Node) -> None:
+def _wait_for_nodes(settings: Mapping[str, Any], url: str, node: Node, deadline: float) -> None:
     """Return when every node of this gang has joined, or this process is asked to stop."""
     wanted = {_node_name(settings, name) for name in settings["nodes"]}
-    deadline = time.monotonic() + settings["start_timeout"]
     while not _stop.wait(LOOK):
         if (code := node.ended()) is not None:
             msg = f"ray start ended with exit code {code}; it printed:\n{node.last_lines()}"
-            raise NodeStartError(msg)
+            raise NodeEndedError(msg)
         missing = sorted(wanted - _joined(url))
         if not missing:
             return
