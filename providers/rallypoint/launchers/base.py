@@ -79,6 +79,7 @@ class ProcessEnd:
         host: Where it ran.
         first: Whether it was the first of the gang to fail.
         tolerated: Whether it failed and the gang may go on without it (`Role.may_lose`).
+        ended: When it ended, in seconds since the epoch by its host's clock; None where that is not known.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ProcessEnd:
     host: str = ""
     first: bool = False
     tolerated: bool = False
+    ended: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Status:
 
     Args:
         phase: Where it stands.
-        reason: Once ended: ``completed``, ``failed``, ``cancelled``, ``stalled``, ``lease expired`` or ``error``.
+        reason: Once ended: ``completed``, ``failed``, ``cancelled``, ``stalled``, ``lease expired`` or ``error``; of a
+            node of a gang on several, also ``followed``: it was ended because another one had failed.
         processes: How each process ended.
         message: More words, such as what a stalled gang was waiting in.
     """

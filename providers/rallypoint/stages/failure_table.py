@@ -132,6 +132,12 @@ BY_REASON = {
         retry_after=0,
     ),
     "error": LAUNCH,
+    "host lost": FailureRule(
+        "a host was lost",
+        Kind.RETRYABLE,
+        "look at the host; the retry continues from the last checkpoint on those that answer",
+        retry_after=0,
+    ),
 }
 
 

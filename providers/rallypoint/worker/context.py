@@ -21,6 +21,9 @@ ATTEMPT_ID = "RALLYPOINT_ATTEMPT"  # the attempt's id
 # would not do: two Airflows on one host may run the same DAG for the same date.
 RUN_DIR = "RALLYPOINT_RUN_DIR"
 PROCESS = "RALLYPOINT_PROCESS"  # the name of the gang's process, such as "agent-0"
+ADDRESS = "RALLYPOINT_ADDRESS"  # of a node's supervisor: this host as the others reach it, where the spec cannot say
+# How many rounds of its ranks an attempt has had before a batch system put its job back into the queue.
+ROUNDS = "RALLYPOINT_ROUNDS"
 RESTART = "RALLYPOINT_RESTART"  # how often a rank's world was started anew, where it is not torchrun that counts
 
 
@@ -45,7 +48,7 @@ class Placement:
             rank=number("RANK", 0),
             local_rank=number("LOCAL_RANK", 0),
             world_size=number("WORLD_SIZE", 1),
-            restart=number(RESTART, number("TORCHELASTIC_RESTART_COUNT", 0)),
+            restart=number(ROUNDS, 0) + number(RESTART, number("TORCHELASTIC_RESTART_COUNT", 0)),
         )
 
 
