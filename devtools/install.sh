@@ -21,4 +21,4 @@ if [ -n "${PIP_FIND_LINKS:-}" ]; then
 else
   set -- "$@" --torch-backend cpu
 fi
-"$venv/bin/uv" pip install "$@" --group dev --editable ".[${EXTRAS:-airflow,prefect,torch,dask,ray,tensorflow,spark,s3,examples}]"
+"$venv/bin/uv" pip install "$@" --group dev --editable ".[${EXTRAS:-airflow,prefect,torch,dask,ray,tensorflow,spark,s3,ssh,examples}]"

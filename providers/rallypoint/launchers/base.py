@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import timedelta
 
     from rallypoint.spec.gang import Gang
@@ -126,6 +126,31 @@ class LogChunk:
     skipped: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class HostReport:
+    """What there is on one of a launcher's hosts.
+
+    Args:
+        host: What it is called.
+        address: Its address as the other hosts reach it.
+        python: The minor version of its interpreter; empty if it did not answer.
+        versions: The versions of the modules that were asked for, of those that it has.
+        skew: Seconds by which its clock is ahead of this host's; None if that is not known.
+        cpus: Its cores.
+        gpus: Its accelerators.
+        problems: What is wrong with it, in words.
+    """
+
+    host: str
+    address: str = ""
+    python: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    skew: float | None = None
+    cpus: int | None = None
+    gpus: int = 0
+    problems: tuple[str, ...] = ()
+
+
 class Launcher(Protocol):
     """A place where gangs run.
 
@@ -169,6 +194,20 @@ class Waitable(Protocol):
 
     async def wait(self, handle: Handle, seconds: float) -> None:
         """Return when the gang seems to have ended, or after so many seconds. `poll` says what is true."""
+        ...
+
+
+@runtime_checkable
+class Surveyable(Protocol):
+    """A launcher that can say what there is on its hosts before anything runs on them."""
+
+    async def survey(self, *, python: str | None = None, requires: Sequence[str] = ()) -> list[HostReport]:
+        """Return what there is on every host; one that does not answer is a report with a problem.
+
+        Args:
+            python: The interpreter that is looked at; each host's own by default.
+            requires: Modules whose versions are wanted.
+        """
         ...
 
 

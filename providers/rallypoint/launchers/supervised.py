@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shutil
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from rallypoint.worker import context, hostprocs, probe
 from rallypoint.worker.supervisor import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 STRAGGLERS = 5.0  # seconds that killed processes have for their end within one look
 STALE_HEARTBEAT = 60.0  # seconds after which a supervisor on another host counts as gone
@@ -39,9 +40,9 @@ _WITHHELD = (*_ORCHESTRATORS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYP
 
 
 def check_python(
-    python: str, *, job: str, requires: tuple[str, ...], pickled_by: str | None, needs_files: tuple[str, ...]
-) -> None:
-    """Raise if an interpreter of this host cannot run a job.
+    python: str, *, job: str, requires: tuple[str, ...], pickled_by: str | None, needs_files: Sequence[str]
+) -> dict[str, Any]:
+    """Raise if an interpreter of this host cannot run a job; return its version, and those of what it requires.
 
     Args:
         python: The interpreter.
@@ -53,7 +54,7 @@ def check_python(
     Raises:
         PreflightError: It cannot.
     """
-    found = _probe(python, requires)
+    found = python_facts(python, requires)
     if found["missing"]:
         names = ", ".join(found["missing"])
         msg = (
@@ -74,6 +75,7 @@ def check_python(
                 "correct the path, or put the script there"
             )
             raise PreflightError(msg)
+    return found
 
 
 def write_folder(folder: Path, spec: Mapping[str, Any], *, files: Mapping[str, bytes], gang: Mapping[str, Any]) -> None:
@@ -276,10 +278,15 @@ def _py_spy() -> str | None:
     return shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
-def _probe(python: str, modules: tuple[str, ...]) -> dict[str, Any]:
+def python_facts(python: str, modules: tuple[str, ...]) -> dict[str, Any]:
+    """Return an interpreter's version, which modules it does not have, and the versions of the others.
+
+    Raises:
+        PreflightError: It cannot be run on this host.
+    """
     try:
         done = subprocess.run(
-            [python, str(Path(probe.__file__)), *modules],
+            [python, "-c", (pkgutil.get_data(probe.__name__, "probe.py") or b"").decode(), *modules],
             env={name: value for name, value in os.environ.items() if not name.startswith(_ORCHESTRATORS)},
             capture_output=True,
             text=True,

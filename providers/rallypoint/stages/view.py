@@ -46,6 +46,21 @@ class ProcessView:
     exit_code: int | None = None
 
 
+@dataclass(frozen=True)
+class World:
+    """A world of ranks that an attempt has had.
+
+    Args:
+        restart: Its round of restarts.
+        size: How many ranks it has.
+        began: When the first of them opened, in seconds since the epoch.
+    """
+
+    restart: int
+    size: int
+    began: float
+
+
 @dataclass
 class AttemptView:
     """What an attempt's events say so far."""
@@ -62,6 +77,7 @@ class AttemptView:
     result: Any = None
     ready: dict[str, Any] | None = None
     failures: list[Event] = field(default_factory=list)
+    worlds: list[World] = field(default_factory=list)
 
     def apply(self, events: Iterable[Event]) -> None:
         """Take in events; kinds that are not known are ignored."""
@@ -94,6 +110,8 @@ class AttemptView:
 
     def _on_opened(self, event: Event) -> None:
         data = event.data
+        if event.process in self.processes:  # its job was put back into the queue: what it said before is over
+            self.failures = [failure for failure in self.failures if failure.process != event.process]
         self.processes[event.process] = ProcessView(
             name=event.process,
             kind=_text(data, "kind")[:_MAX_NAME] or "process",
@@ -104,6 +122,12 @@ class AttemptView:
             world_size=_number(data, "world_size"),
             restart=_number(data, "restart") or 0,
         )
+
+        opened = self.processes[event.process]
+        newest = self.worlds[-1].restart if self.worlds else -1
+        if opened.kind == "rank" and opened.world_size and opened.restart > newest:
+            # Rounds are told apart, not sizes: a world of the same size may have other hosts.
+            self.worlds = [*self.worlds[-_MAX_LINES + 1 :], World(opened.restart, opened.world_size, event.time)]
 
     def _on_closed(self, event: Event) -> None:
         code = _number(event.data, "exit_code")
