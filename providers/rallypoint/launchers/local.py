@@ -7,6 +7,7 @@ the attempt's folder, so this class keeps no state.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 import time
@@ -15,23 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from rallypoint.errors import LaunchError
-from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, Status
-from rallypoint.launchers.placement import place
+from rallypoint.errors import LaunchError, PreflightError
+from rallypoint.launchers.base import Cursor, Handle, HostReport, LogChunk, Phase, Status
+from rallypoint.launchers.placement import LOOPBACK, place
 from rallypoint.launchers.removal import left_in, remove_folder, remove_output
 from rallypoint.launchers.run_folder import check_folder, folder_of, make_folder, read_record
 from rallypoint.launchers.supervised import (
     ask_end,
     check_python,
     new_output,
+    python_facts,
     start_supervisor,
     status_of,
     write_folder,
 )
 from rallypoint.launchers.waiting import until_gone
+from rallypoint.worker import hostprocs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from datetime import timedelta
 
     from rallypoint.spec.gang import Gang
@@ -136,6 +139,10 @@ class LocalLauncher:
         """
         await asyncio.to_thread(self._clean, attempt, forget=forget)
 
+    async def survey(self, *, python: str | None = None, requires: Sequence[str] = ()) -> list[HostReport]:
+        """Return what this machine's Python has."""
+        return [await asyncio.to_thread(self._survey, python or self.python, tuple(requires))]
+
     # Blocking halves, which run in threads -----------------------------------------------------------------------
 
     def _preflight(self, gang: Gang) -> None:
@@ -171,6 +178,24 @@ class LocalLauncher:
 
     def _poll(self, attempt: str) -> Status:
         return status_of(self._folder(attempt))
+
+    def _survey(self, python: str, requires: tuple[str, ...]) -> HostReport:
+        try:
+            found = python_facts(python, requires)
+        except PreflightError as error:
+            return HostReport(host=socket.gethostname(), problems=(str(error),))
+        missing = tuple(f"{python} has no {name}" for name in found["missing"])
+        versions = {name: version for name, version in found["versions"].items() if version}
+        return HostReport(
+            host=socket.gethostname(),
+            address=LOOPBACK,
+            python=found["python"],
+            versions=versions,
+            skew=0.0,
+            cpus=os.cpu_count(),
+            gpus=hostprocs.gpus(),
+            problems=missing,
+        )
 
     def _left(self, attempt: str) -> int:
         if not self.root.is_dir():

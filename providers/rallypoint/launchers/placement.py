@@ -85,7 +85,7 @@ def place_on(
             "ports": wanted if ports is None else [],
             "may_lose": {role.name: role.may_lose for role in gang.roles if role.may_lose},
             "stall_timeout": gang.stall_timeout,
-            "events_dir": _events_dir(processes[0]["env"]) if processes else None,
+            "events_dir": events_folder(processes[0]["env"]) if processes else None,
             "lease": _lease(gang, processes[0]["env"]) if processes else None,
         }
         for node, processes in zip(nodes, parts, strict=True)
@@ -121,6 +121,10 @@ def _lease(gang: Gang, env: Mapping[str, str]) -> dict[str, Any] | None:
     return {"uri": uri, "seconds": gang.lease} if uri and gang.lease else None
 
 
-def _events_dir(env: Mapping[str, str]) -> str | None:
+def events_folder(env: Mapping[str, str]) -> str | None:
+    """Return the folder that a process's events go to; None if that is a bucket, or it has none.
+
+    It is in the folder of the attempt's record, so a host that does not see its parent does not share the store.
+    """
     uri = env.get(context.EVENTS_URI, "")
     return unquote(urlsplit(uri).path) if uri.startswith("file://") else None

@@ -72,20 +72,34 @@ class Agent:
             "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
             "time": time.time(),
             "cpus": os.cpu_count() or 0,
-            "gpus": _gpus(),
+            "gpus": hostprocs.gpus(),
         }
 
-    def check(self, _data: bytes, *, python: str, job: str, requires: list[str], **wanted: Any) -> dict[str, Any]:
-        """Check that an interpreter can run a job, and say what it has."""
-        facts = check_python(python, job=job, requires=tuple(requires), **wanted)
-        return {**facts, "time": time.time(), "gpus": _gpus(), "cpus": os.cpu_count() or 0}
+    def check(  # noqa: D417 - `wanted` is what `check_python` takes
+        self, _data: bytes, *, python: str, requires: list[str], events: str | None, **wanted: Any
+    ) -> dict[str, Any]:
+        """Check that this host can run a job, and say what it has.
+
+        Args:
+            python: The job's interpreter.
+            requires: Modules that it must have.
+            events: The folder of the attempt's events; None if they go to a bucket.
+        """
+        if events is not None and not Path(events).parent.is_dir():
+            msg = (
+                f"the store's folder {Path(events).parent} of the orchestrator is not on {socket.gethostname()}: have "
+                "the store in a folder that all hosts share, or in a bucket"
+            )
+            raise PreflightError(msg)
+        facts = check_python(python, requires=tuple(requires), **wanted)
+        return {**facts, "time": time.time(), "gpus": hostprocs.gpus(), "cpus": os.cpu_count() or 0}
 
     def facts(self, _data: bytes, *, python: str, requires: list[str]) -> dict[str, Any]:
         """Say what an interpreter has, whether that suffices or not."""
         return {
             **python_facts(python, tuple(requires)),
             "time": time.time(),
-            "gpus": _gpus(),
+            "gpus": hostprocs.gpus(),
             "cpus": os.cpu_count() or 0,
         }
 
@@ -297,12 +311,6 @@ def _filled(value: Any, values: dict[str, str]) -> Any:
     if isinstance(value, dict):
         return {key: _filled(item, values) for key, item in value.items()}
     return [_filled(item, values) for item in value] if isinstance(value, list) else value
-
-
-def _gpus() -> int:
-    with suppress(OSError):
-        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
-    return 0
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import HostReport
+from rallypoint.launchers.placement import events_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ async def check_hosts(links: Sequence[Link], gang: Gang, pythons: Mapping[str, s
         "requires": list(gang.requires),
         "pickled_by": gang.pickled_by,
         "needs_files": list(gang.needs_files),
+        "events": events_folder(gang.roles[0].env),
     }
     reports = await asyncio.gather(*(_checked(link, pythons[link.name], job) for link in links))
     gpus = max((role.resources.gpus for role in gang.roles), default=0)
