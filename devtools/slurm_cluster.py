@@ -3,8 +3,8 @@
 Munge with a key and a socket of its own, slurmctld, and a slurmd per node; everything lies in one folder and listens on
 free ports of this machine. It has to be root, as slurmd has. Every process of it carries the configuration's path in
 its environment (Slurm gives it to jobs, too): that is how all of them are found again after any crash. Accounting is
-Slurm's own memory (``accounting_storage/none``): slurmdbd needs a MySQL. Run as a script, this module is the guard that
-ends a cluster whose owner died.
+Slurm's own memory (``accounting_storage/none``): slurmdbd needs a MySQL. Run as a script, this module runs a command
+beside such a cluster; it is also the guard that ends a cluster whose owner died.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -286,8 +286,7 @@ class SlurmCluster:
             process.send_signal(signal.SIGKILL)
             process.wait()
 
-    def _until(self, condition: "object", what: str, name: str) -> None:
-        assert callable(condition)  # noqa: S101 - for mypy
+    def _until(self, condition: Callable[[], object], what: str, name: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not condition():
             if self._running[name].poll() is not None or time.monotonic() > deadline:
@@ -351,10 +350,28 @@ def kill_all(conf: str, *, node: str | None = None) -> None:
         wait_gone(list(left), 1)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="End a Slurm whose owner dies.")
-    parser.add_argument("--guard", required=True, metavar="CONF")
-    given = parser.parse_args()
+def _guard(conf: str) -> int:
     sys.stdin.buffer.read()  # until the owner closes it, or dies
-    kill_all(given.guard)
-    shutil.rmtree(Path(given.guard).parent, ignore_errors=True)
+    kill_all(conf)
+    shutil.rmtree(Path(conf).parent, ignore_errors=True)
+    return 0
+
+
+def _run(command: list[str]) -> int:
+    if why := SlurmCluster.why_not():
+        print(f"no Slurm can be started here: {why}", file=sys.stderr)
+        return 1
+    with SlurmCluster() as cluster:
+        return subprocess.run(command, env=cluster.environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description="Run a command beside a private Slurm of two nodes, which ends with it."
+    )
+    parser.add_argument("--guard", metavar="CONF", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs="*", help="the command, such as -- rallypoint run jobs.py:train --launcher …")
+    given = parser.parse_args()
+    if not given.guard and not given.command:
+        parser.error("expected a command")
+    sys.exit(_guard(given.guard) if given.guard else _run(given.command))

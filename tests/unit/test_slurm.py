@@ -19,6 +19,7 @@ from rallypoint.launchers.slurm.commands import CommandError, Commands
 from rallypoint.launchers.slurm.queue import Queue, QueuedJob, parse_sacct, parse_squeue
 from rallypoint.launchers.slurm.states import STATES, Meaning, meaning
 from rallypoint.launchers.slurm.submission import SCRIPT, Submission
+from rallypoint.launchers.slurm.survey import gpus_in, parse_sinfo
 from rallypoint.spec.gang import Gang, Macro, Role, Secret
 from rallypoint.spec.resources import Resources
 from rallypoint.stages import failure_table
@@ -100,6 +101,19 @@ def test_sacctcs_lines_are_read_without_steps():
     assert [(job.id, job.meaning, job.name) for job in parse_sacct(text)] == [
         (12, Meaning.NODE_LOST, "rp-train-1"),
         (13, Meaning.CANCELLED, "x"),
+    ]
+
+
+def test_sinfos_lines_are_read_and_gpus_counted():
+    nodes = parse_sinfo("n1|10.0.0.1|64|gpu:a100:4(S:0-1)|idle|none\nn2|n2|8|(null)|down*|Not responding\nnonsense\n")
+    assert list(nodes) == ["n1", "n2"]
+    assert (nodes["n2"]["state"], nodes["n2"]["silent"], nodes["n2"]["reason"]) == ("down", "yes", "Not responding")
+    assert [gpus_in(gres) for gres in ("gpu:a100:4(S:0-1),accel:2", "gpu:2", "gpu", "accel:2", "(null)")] == [
+        4,
+        2,
+        1,
+        0,
+        0,
     ]
 
 

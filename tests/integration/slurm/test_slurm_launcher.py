@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 from datetime import timedelta
 
 import pytest
 
-from rallypoint.errors import PreflightError
+from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Phase
 from rallypoint.launchers.slurm import SlurmLauncher, queue
 from rallypoint.launchers.slurm.states import Meaning
@@ -176,6 +177,29 @@ async def test_the_shared_folder_goes_and_the_attempt_never_starts_again(launche
 
 async def launcher_is_free(launcher, attempt):
     return all(job.meaning is not Meaning.THERE for job in await launcher._jobs_of(attempt))
+
+
+async def test_a_survey_says_what_the_nodes_have_and_lack(launcher, slurm):
+    slurm.command("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=a broken fan")
+    try:
+        first, second = await launcher.survey(requires=("pytest", "no_such_module_xyz"))
+    finally:
+        slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+    assert (first.host, first.python, first.cpus) == ("n1", f"{sys.version_info[0]}.{sys.version_info[1]}", 4)
+    assert first.versions == {"pytest": pytest.__version__}
+    assert first.problems == ("n1 has no no_such_module_xyz",)
+    assert abs(first.skew) < 5
+    assert second.python == ""
+    assert "a broken fan" in second.problems[0]
+
+
+async def test_the_test_button_asks_slurm(launcher, uri, tmp_path):
+    with pytest.raises(LaunchError, match="cannot be written"):
+        await launcher.check()
+    (tmp_path / "runs").mkdir()
+    assert "partition main with 2 nodes" in await launcher.check()
+    with pytest.raises(LaunchError, match="nopartition"):
+        await SlurmLauncher.from_uri(uri("nopartition")).check()
 
 
 async def test_two_hundred_waiting_stages_ask_slurm_as_one(uri, gang, script, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.errors import LaunchError, PreflightError
-from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, Status
+from rallypoint.launchers.base import Cursor, Handle, HostReport, LogChunk, Phase, Status
 from rallypoint.launchers.removal import left_in, remove_folder, remove_output
 from rallypoint.launchers.run_folder import check_folder, folder_of, make_folder
 from rallypoint.launchers.slurm.address import NAME, Address
@@ -20,10 +20,11 @@ from rallypoint.launchers.slurm.commands import CommandError, Commands
 from rallypoint.launchers.slurm.queue import FORMAT, TIMES, Queue, QueuedJob, parse_squeue, queue_of
 from rallypoint.launchers.slurm.states import Meaning
 from rallypoint.launchers.slurm.submission import Submission
+from rallypoint.launchers.slurm.survey import survey
 from rallypoint.launchers.supervised import ask_end, new_output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import timedelta
 
     from rallypoint.spec.gang import Gang
@@ -97,6 +98,18 @@ class SlurmLauncher:
             raise LaunchError(msg)
         partition, _, nodes = found[0].strip().partition(" ")
         return f"{version}, partition {partition} with {nodes} nodes"
+
+    async def survey(self, *, python: str | None = None, requires: Sequence[str] = ()) -> list[HostReport]:
+        """Return what there is on every node of the partition; see `rallypoint.launchers.slurm.survey`.
+
+        Args:
+            python: The interpreter that is looked at; the launcher's by default.
+            requires: Modules whose versions are wanted.
+
+        Raises:
+            LaunchError: Slurm does not answer, or has no such partition.
+        """
+        return await survey(self._commands, self.address, python or self.address.python, requires)
 
     async def launch(self, gang: Gang, attempt: str) -> Handle:
         """Submit a gang. Idempotent for one attempt id: a second call finds the first one's job.
