@@ -176,8 +176,11 @@ class Supervisor:
                 return "failed", ""
             received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, TICK)
             if cancel := self._cancelled():
+                reason, message = str(cancel.get("reason", "cancelled")), str(cancel.get("message", ""))
+                if reason == "stalled":
+                    message += f"; every process on {socket.gethostname()} was doing this:\n\n{self._stacks()}"
                 self._terminate(float(cancel.get("grace", self.spec["grace"])))
-                return str(cancel.get("reason", "cancelled")), str(cancel.get("message", ""))
+                return reason, message
             if received and received.si_signo != signal.SIGCHLD:
                 self._terminate(float(self.spec["grace"]))
                 return "terminated", f"the supervisor received {signal.Signals(received.si_signo).name}"
@@ -252,14 +255,7 @@ class Supervisor:
         limit = self.spec["stall_timeout"]
         if limit is None:
             return None
-        newest = os.stat(self._path("started.json")).st_mtime
-        for folder in (self._path("logs"), self.spec["events_dir"]):
-            try:
-                with os.scandir(folder) if folder else _nothing() as entries:
-                    newest = max([newest, *(entry.stat().st_mtime for entry in entries)])
-            except FileNotFoundError:
-                continue
-        silent = time.time() - newest
+        silent = silent_for(self.run_dir, self.spec["events_dir"])
         return silent if silent >= limit else None
 
     def _stacks(self) -> str:
@@ -300,6 +296,23 @@ class _nothing:  # noqa: N801 - stands where `os.scandir` does
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def silent_for(run_dir: str, events_dir: str | None) -> float:
+    """Return for how many seconds the processes of a run have neither written a line nor reported an event.
+
+    Args:
+        run_dir: The run folder; its supervisor has started.
+        events_dir: The folder of their events; None if they go to a bucket.
+    """
+    newest = os.stat(os.path.join(run_dir, "started.json")).st_mtime
+    for folder in (os.path.join(run_dir, "logs"), events_dir):
+        try:
+            with os.scandir(folder) if folder else _nothing() as entries:
+                newest = max([newest, *(entry.stat().st_mtime for entry in entries)])
+        except FileNotFoundError:
+            continue
+    return time.time() - newest
 
 
 def signal_name(number: int) -> str:

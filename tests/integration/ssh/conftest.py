@@ -58,7 +58,7 @@ def uri(hosts, network, tmp_path):
 
 @pytest.fixture
 def launcher(uri, network):
-    return SSHLauncher.from_uri(uri(), {"client_keys": str(network.key), "connect_timeout": 3})
+    return SSHLauncher.from_uri(uri(), {"client_keys": str(network.key)})
 
 
 @pytest.fixture

@@ -35,6 +35,11 @@ with open(folder / "starts", "a") as file:
 print(name, *sys.argv[3:], os.environ.get("TOKEN", "")[::-1], flush=True)
 if what == "fails" and name.endswith("-1"):
     sys.exit(3)
+if what == "speaks on one":
+    for _ in range(6 if name.endswith("-0") else 0):
+        time.sleep(1)
+        print("still here", flush=True)
+    (folder / "go").touch() if name.endswith("-0") else None
 while what != "ends" and not (folder / "go").exists():
     time.sleep(0.05)
 """
@@ -243,6 +248,16 @@ async def test_a_host_that_returns_with_a_part_of_an_older_attempt_ends_it(
     assert hostprocs.start_time(left) is None
 
 
+async def test_a_gang_is_hung_only_if_no_host_says_a_word(launcher, gang, ended, starts):
+    handle = await launcher.launch(gang("waits", stall_timeout=3.0), ID)
+    status = await ended(handle)
+    assert (status.phase, status.reason) == (Phase.ENDED, "stalled")
+    assert "no event and no output from any process on any host for " in status.message
+    assert "was doing this" in status.message
+    spoken = await launcher.launch(gang("speaks on one", stall_timeout=3.0), ID[:-1] + "2")
+    assert (await ended(spoken)).reason == "completed"
+
+
 # On their own --------------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +275,7 @@ async def test_a_connection_that_drops_ends_nothing_and_comes_back(launcher, wai
 
 
 async def test_a_gang_outlives_a_cut_link_that_is_healed_in_time(uri, network, gang, hosts, tmp_path, until, starts):
-    launcher = SSHLauncher.from_uri(uri(lost_after=600), {"client_keys": str(network.key), "connect_timeout": 3})
+    launcher = SSHLauncher.from_uri(uri(lost_after=600), {"client_keys": str(network.key)})
     handle = await launcher.launch(gang("waits"), ID)
     await until(lambda: len(starts()) == 2)
     hosts[1].link_down()

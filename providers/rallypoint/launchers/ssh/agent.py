@@ -40,7 +40,7 @@ from rallypoint.launchers.supervised import (
 from rallypoint.spec.gang import fill
 from rallypoint.worker import hostprocs
 from rallypoint.worker.ports import EVERYWHERE, free_ports
-from rallypoint.worker.supervisor import write_json
+from rallypoint.worker.supervisor import silent_for, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +102,12 @@ class Agent:
             "gpus": hostprocs.gpus(),
             "cpus": os.cpu_count() or 0,
         }
+
+    def slurm(self, data: bytes, *, call: str, values: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Answer for the Slurm launcher, whose login node this host is."""
+        from rallypoint.launchers.slurm.host import Host  # noqa: PLC0415 - other hosts need none of it
+
+        return Host(self.root).answer(call, data, **values)
 
     def ports(self, _data: bytes, *, count: int) -> dict[str, Any]:
         """Return free ports."""
@@ -182,12 +188,14 @@ class Agent:
             raise LaunchError(msg)
         return {"status": _json(status_of(run_dir))}
 
-    def status(self, _data: bytes, *, attempt: str, node: int) -> dict[str, Any]:
-        """Return the status of a node's newest start."""
+    def status(self, _data: bytes, *, attempt: str, node: int, stall: bool = False) -> dict[str, Any]:
+        """Return the status of a node's newest start; with `stall` also for how long its processes have been silent."""
         folder = folder_of(self.root, attempt)
         newest = self._newest(folder, node)
         if newest is not None and (newest / "started.json").exists():
-            return {"start": _start_of(newest), "status": _json(status_of(newest))}
+            status = status_of(newest)
+            silent = _silent(newest) if stall and status.phase is Phase.RUNNING else 0.0
+            return {"start": _start_of(newest), "status": _json(status), "silent": silent}
         forbidden = folder.is_dir() and read_record(folder, "cancel.json") is not None
         status = Status(Phase.ENDED, "cancelled") if forbidden else Status(Phase.LOST, message=NEVER_STARTED)
         return {"start": -1, "status": _json(status)}
@@ -200,11 +208,20 @@ class Agent:
             ask_end(run_dir, grace=grace)
         return {}
 
-    def follow(self, _data: bytes, *, attempt: str, node: int, grace: float, why: str) -> dict[str, Any]:
-        """Ask a node to end because another one has."""
+    def end(  # noqa: D417 - the grace is in seconds everywhere
+        self, _data: bytes, *, attempt: str, node: int, grace: float, reason: str, why: str
+    ) -> dict[str, Any]:
+        """Ask a node to end.
+
+        Args:
+            attempt: The attempt.
+            node: The node.
+            reason: ``followed`` because another one has ended, or ``stalled`` because all of them are silent.
+            why: In words.
+        """
         newest = self._newest(folder_of(self.root, attempt), node)
         if newest is not None:
-            ask_end(newest, grace=grace, reason="followed", message=why)
+            ask_end(newest, grace=grace, reason=reason, message=why)
         return {}
 
     def logs(self, _data: bytes, *, attempt: str, node: int, cursor: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -284,6 +301,11 @@ class Agent:
                 if _NODE.fullmatch(run_dir.name) and (run_dir / "processes.json").exists()
             ]
         return []
+
+
+def _silent(run_dir: Path) -> float:
+    spec = read_record(run_dir, "processes.json") or {}
+    return silent_for(str(run_dir), spec.get("events_dir"))
 
 
 def _have_ended(run_dirs: list[Path]) -> bool:

@@ -22,10 +22,16 @@ _PARTS = (
     "spec",
     "launchers/__init__.py",
     "launchers/base.py",
+    "launchers/nodes.py",
     "launchers/placement.py",
     "launchers/removal.py",
     "launchers/run_folder.py",
     "launchers/supervised.py",
+    "launchers/slurm/attempt_folder.py",
+    "launchers/slurm/commands.py",
+    "launchers/slurm/host.py",
+    "launchers/slurm/states.py",
+    "launchers/slurm/submission.py",
     "launchers/ssh/agent.py",
     "launchers/ssh/frames.py",
 )
@@ -84,7 +90,8 @@ agent.main(hello["root"], hello)
 @lru_cache(maxsize=1)
 def agent_zip() -> bytes:
     """Return the zip of the agent."""
-    return pack(_PARTS, {"rallypoint/launchers/ssh/__init__.py": b""})
+    packages = ("rallypoint/launchers/slurm/__init__.py", "rallypoint/launchers/ssh/__init__.py")
+    return pack(_PARTS, dict.fromkeys(packages, b""))
 
 
 @lru_cache(maxsize=1)

@@ -140,15 +140,21 @@ class SSHLauncher:
         hosts, shape = _known(handle)
         if not hosts:
             return Status(Phase.ENDED, "cancelled")
-        states = await self._states(handle.attempt, hosts)
+        stall = handle.details.get("stall")
+        silent: list[float] = []
+        states = await self._states(handle.attempt, hosts, silent if stall else None)
         verdict = merge(shape, states)
+        reason, why = "followed", verdict.stop
+        if stall and silent and not why and min(silent) >= stall:
+            words = f"no event and no output from any process on any host for {min(silent):.0f} s"
+            reason, why = "stalled", f"{words} (stall_timeout={stall:g})"
         for number, state in enumerate(states):
-            if verdict.stop and state.status.phase is Phase.RUNNING:
-                self._follow(handle.attempt, number, hosts[number], verdict.stop)
+            if why and state.status.phase is Phase.RUNNING:
+                self._end(handle.attempt, number, hosts[number], reason, why)
         running = [number for number, state in enumerate(states) if state.status.phase is Phase.RUNNING]
         for number in verdict.missed:
             work = partial(self._bring_back, handle.attempt, hosts, number, running)
-            _memory.in_background(("start again", handle.attempt, number), work)
+            _memory.in_background(("start again", self._key(handle.attempt), number), work)
         return verdict.status
 
     async def cancel(self, handle: Handle, grace: timedelta) -> None:
@@ -180,7 +186,7 @@ class SSHLauncher:
         everywhere: dict[str, int] = {}
         for name, offset in cursor.offsets.items():
             node = next((n for n, names in enumerate(shape.nodes) if name in names), None)
-            node = _log_nodes.get((handle.attempt, name)) if node is None else node
+            node = _log_nodes.get((self._key(handle.attempt), name)) if node is None else node
             (everywhere if node is None else wanted.setdefault(node, {}))[name] = offset
         if everywhere or cursor.others is not None:
             wanted = {number: {**everywhere, **wanted.get(number, {})} for number in range(len(hosts))}
@@ -255,13 +261,18 @@ class SSHLauncher:
         )
         return await link_of(endpoint)
 
+    def _key(self, attempt: str) -> str:
+        return f"{self.uri}#{attempt}"  # another launcher may have an attempt of the same id
+
     def _python(self, name: str) -> str:
         host = next(host for host in self.address.hosts if host.name == name)
         return host.python or self.address.python
 
     def _handle(self, attempt: str, plan: Plan | None) -> Handle:
-        details = {"hosts": list(plan.hosts), "shape": plan.shape.to_json()} if plan else {}
-        return Handle(self.uri, attempt, details)
+        if plan is None:
+            return Handle(self.uri, attempt)
+        details = {"hosts": list(plan.hosts), "shape": plan.shape.to_json()}
+        return Handle(self.uri, attempt, {**details, "stall": plan.stall} if plan.stall else details)
 
     async def _look(self, attempt: str, *, launching: bool = False) -> tuple[Plan | None, bool, dict[str, str]]:
         """Return an attempt's plan, whether it was cancelled, and which hosts do not answer, and why.
@@ -365,37 +376,44 @@ class SSHLauncher:
         python = plan.python or self._python(link.name)
         await link.call("start", attempt=attempt, node=f"{number}-{start}", python=python, secrets=dict(secrets))
 
-    async def _states(self, attempt: str, hosts: Sequence[str]) -> list[NodeState]:
-        return await asyncio.gather(*(self._state(attempt, number, host) for number, host in enumerate(hosts)))
+    async def _states(self, attempt: str, hosts: Sequence[str], silent: list[float] | None = None) -> list[NodeState]:
+        return await asyncio.gather(*(self._state(attempt, number, host, silent) for number, host in enumerate(hosts)))
 
-    async def _state(self, attempt: str, number: int, host: str) -> NodeState:
+    async def _state(self, attempt: str, number: int, host: str, silent: list[float] | None) -> NodeState:
+        """Return what is known of a node; to `silent` it adds for how long the processes of one that runs are so."""
         link, asked = await self._link(host), time.monotonic()
         try:
-            found, _ = await link.call("status", within=ANSWER, patient=False, attempt=attempt, node=number)
+            asking: dict[str, Any] = {"attempt": attempt, "node": number, "stall": silent is not None}
+            found, _ = await link.call("status", within=ANSWER, patient=False, **asking)
         except UnreachableError as error:
-            known = _memory.end_of(attempt, number)
-            silent = _memory.silent_for(link.endpoint.key, asked)
+            known = _memory.end_of(self._key(attempt), number)
+            away = _memory.silent_for(link.endpoint.key, asked)
             if known is not None:
                 return NodeState(host=host, status=known)
-            if silent < self.address.lost_after:
+            if away < self.address.lost_after:
+                if silent is not None:
+                    silent.append(0.0)  # nobody knows
                 return NodeState(host=host, status=Status(Phase.RUNNING))
-            words = f"no answer for {silent:.0f} s: {error}"
+            words = f"no answer for {away:.0f} s: {error}"
             return NodeState(host=host, status=Status(Phase.LOST, message=words))
         _memory.answered(link.endpoint.key)
         status = status_from(found["status"])
-        _memory.keep(attempt, number, status)
+        _memory.keep(self._key(attempt), number, status)
+        if silent is not None and status.phase is Phase.RUNNING:
+            silent.append(float(found["silent"]))
         return NodeState(host=host, status=status)
 
-    def _follow(self, attempt: str, number: int, host: str, why: str) -> None:
+    def _end(self, attempt: str, number: int, host: str, reason: str, why: str) -> None:
         async def work() -> None:
             link = await self._link(host)
-            await link.call("follow", patient=False, attempt=attempt, node=number, grace=FOLLOW_GRACE, why=why)
+            asked: dict[str, Any] = {"grace": FOLLOW_GRACE, "reason": reason, "why": why}
+            await link.call("end", patient=False, attempt=attempt, node=number, **asked)
 
-        _memory.in_background(("follow", attempt, number), work)
+        _memory.in_background(("end", self._key(attempt), number), work)
 
     async def _bring_back(self, attempt: str, hosts: Sequence[str], number: int, running: Sequence[int]) -> None:
         """Start a node again whose host answers, with what another node has; else leave it to a later look."""
-        if not running or not _memory.may_try(attempt, number):
+        if not running or not _memory.may_try(self._key(attempt), number):
             return
         link, source = await self._link(hosts[number]), await self._link(hosts[running[0]])
         found, _ = await link.call("status", within=ANSWER, patient=False, attempt=attempt, node=number)
@@ -421,7 +439,7 @@ class SSHLauncher:
         for name, size, offset, skipped in found["chunks"]:
             chunks.append(LogChunk(name, data[at : at + size], offset, skipped))
             at += size
-            _log_nodes[attempt, name] = number
+            _log_nodes[self._key(attempt), name] = number
         while len(_log_nodes) > _KEPT:
             _log_nodes.popitem(last=False)
         return chunks

@@ -20,7 +20,7 @@ from rallypoint.launchers.ssh.bootstrap import agent_zip, command, digest
 from rallypoint.launchers.ssh.frames import HEAD, MARK, frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     import asyncssh
 
@@ -35,6 +35,10 @@ _LONGEST_WORDS = 64 << 10  # bytes that a shell's start-up files may print befor
 
 class UnreachableError(LaunchError):
     """A host does not answer."""
+
+
+class _DroppedError(UnreachableError):
+    """The connection ended before the answer came."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Link:
         self._reading: asyncio.Task[None] | None = None
         self._pause, self._next_try = _FIRST_PAUSE, 0.0
         self._why = ""
+        self._suspect = False  # an answer did not come in time, and the connection has not said that it ended
 
     @property
     def name(self) -> str:
@@ -106,27 +111,42 @@ class Link:
             PreflightError: The agent says that it cannot be done, now or later.
             LaunchError: The agent says that it could not be done.
         """
-        number = next(self._numbers)
-        answer: asyncio.Future[tuple[dict[str, Any], bytes]] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(within):
-                await self._open(patient=patient)
-                process = self._process
-                if process is None:
-                    raise self._unreachable(self._why)
-                self._waiting[number] = answer
-                process.stdin.write(frame({**values, "op": op, "id": number}, data))
-                found, more = await answer
+                if patient and self._suspect:
+                    await self._drop("it was silent")  # what is patient does not wait for a connection that is dead
+                try:
+                    found, more = await self._ask(op, data, values, patient=patient)
+                except _DroppedError:
+                    if not patient:
+                        raise
+                    found, more = await self._ask(op, data, values, patient=True)  # anew: a request may come twice
         except TimeoutError:
+            self._suspect = self._process is not None
             raise self._unreachable(self._why or f"no answer within {within:g} s") from None
         except OSError as error:
             raise self._unreachable(str(error)) from error
-        finally:
-            self._waiting.pop(number, None)
+        self._suspect = False
         if "failed" in found:
             kind = PreflightError if found["fatal"] else LaunchError
             raise kind(f"{self.name}: {found['failed']}")
         return found, more
+
+    async def _ask(
+        self, op: str, data: bytes, values: Mapping[str, Any], *, patient: bool
+    ) -> tuple[dict[str, Any], bytes]:
+        await self._open(patient=patient)
+        process = self._process
+        if process is None:
+            raise self._unreachable(self._why)
+        number = next(self._numbers)
+        answer: asyncio.Future[tuple[dict[str, Any], bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            process.stdin.write(frame({**values, "op": op, "id": number}, data))
+            return await answer
+        finally:
+            self._waiting.pop(number, None)
 
     async def close(self) -> None:
         """End the connection; what runs on the host goes on."""
@@ -214,13 +234,13 @@ class Link:
                 await self._drop(why)
 
     async def _drop(self, why: str) -> None:
-        self._why, self._process = why, None
+        self._why, self._process, self._suspect = why, None, False
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
         for waiter in self._waiting.values():
             if not waiter.done():
-                waiter.set_exception(self._unreachable(why))
+                waiter.set_exception(_DroppedError(str(self._unreachable(why))))
 
     def _unreachable(self, why: str) -> UnreachableError:
         return UnreachableError(f"{self.name} does not answer" + (f": {why}" if why else ""))

@@ -23,6 +23,7 @@ class Plan:
     Args:
         hosts: The host of each node, by name.
         shape: The gang as it is placed on them.
+        stall: Seconds without a word from any process after which the gang counts as hung; None never.
         specs: What each node's supervisor reads; the run folder, the interpreter and its address are filled in there.
         secrets: The names of the variables that are written down nowhere.
         python: The interpreter that the gang names; None is each host's.
@@ -31,6 +32,7 @@ class Plan:
     hosts: tuple[str, ...]
     shape: Shape
     specs: tuple[Mapping[str, Any], ...]
+    stall: float | None = None
     secrets: tuple[str, ...] = field(default=())
     python: str | None = None
 
@@ -41,6 +43,7 @@ class Plan:
             "hosts": list(self.hosts),
             "shape": self.shape.to_json(),
             "specs": [dict(spec) for spec in self.specs],
+            "stall": self.stall,
             "secrets": list(self.secrets),
             "python": self.python,
         }
@@ -52,6 +55,7 @@ class Plan:
             hosts=tuple(value["hosts"]),
             shape=Shape.from_json(value["shape"]),
             specs=tuple(value["specs"]),
+            stall=value["stall"],
             secrets=tuple(value["secrets"]),
             python=value["python"],
         )
@@ -100,10 +104,14 @@ def planned(gang: Gang, attempt: str, hosts: Sequence[str], *, first: str, ports
         Node(run_dir=Macro.RUN_DIR, python=Macro.PYTHON, address=None if number else first)
         for number in range(len(hosts))
     ]
+    # One node of several may be silent for good reason, such as one that has no rank 0: who polls sees all of them.
+    watched_here = len(hosts) == 1
+    specs = place_on(gang, attempt=attempt, nodes=nodes, ports=ports)
     return Plan(
         hosts=tuple(hosts),
         shape=Shape.of(gang, len(hosts)),
-        specs=tuple(place_on(gang, attempt=attempt, nodes=nodes, ports=ports)),
+        specs=tuple(spec if watched_here else {**spec, "stall_timeout": None} for spec in specs),
+        stall=None if watched_here else gang.stall_timeout,
         secrets=tuple(sorted(gang.secrets)),
         python=gang.python,
     )

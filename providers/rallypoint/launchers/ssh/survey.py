@@ -50,9 +50,14 @@ async def check_hosts(links: Sequence[Link], gang: Gang, pythons: Mapping[str, s
         "needs_files": list(gang.needs_files),
         "events": events_folder(gang.roles[0].env),
     }
-    reports = await asyncio.gather(*(_checked(link, pythons[link.name], job) for link in links))
+    tries = (_checked(link, pythons[link.name], job) for link in links)
+    found = await asyncio.gather(*tries, return_exceptions=True)
+    reports = [each for each in found if isinstance(each, HostReport)]
+    refused = [each for each in found if isinstance(each, BaseException)]
+    if other := next((error for error in refused if not isinstance(error, PreflightError)), None):
+        raise other
     gpus = max((role.resources.gpus for role in gang.roles), default=0)
-    problems = [*different(reports), *(words for report in reports for words in report.problems)]
+    problems = [*map(str, refused), *different(reports), *(words for report in reports for words in report.problems)]
     problems += [
         f"{report.host} has {report.gpus} GPUs, and a process of the job needs {gpus}"
         for report in reports
