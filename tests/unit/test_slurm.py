@@ -15,7 +15,7 @@ from rallypoint.launchers.registry import open_launcher
 from rallypoint.launchers.slurm import SlurmLauncher, queue
 from rallypoint.launchers.slurm.address import Address, Ask
 from rallypoint.launchers.slurm.attempt_folder import AttemptFolder
-from rallypoint.launchers.slurm.commands import CommandError, Commands
+from rallypoint.launchers.slurm.commands import CommandError, Commands, environment
 from rallypoint.launchers.slurm.queue import Queue, QueuedJob, parse_sacct, parse_squeue
 from rallypoint.launchers.slurm.states import STATES, Meaning, meaning
 from rallypoint.launchers.slurm.submission import SCRIPT, Submission
@@ -242,7 +242,7 @@ def test_secrets_are_variables_and_nothing_else(tmp_path):
     job = submission(gang, setup="/shared/env.sh")
     assert job.environment("/bin")["TOKEN"] == "s3cr3t"
     assert "s3cr3t" not in " ".join(job.sbatch())
-    AttemptFolder(tmp_path).prepare(job)
+    AttemptFolder(tmp_path).prepare(job.files())
     assert not any(b"s3cr3t" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
@@ -256,8 +256,8 @@ def test_commands_and_jobs_get_nothing_of_the_orchestrators_environment(monkeypa
     ):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm/a.conf")
-    assert Commands("").environment()["SLURM_CONF"] == "/etc/slurm/a.conf"
-    found = Commands("/etc/slurm/b.conf").environment()
+    assert environment("")["SLURM_CONF"] == "/etc/slurm/a.conf"
+    found = environment("/etc/slurm/b.conf")
     assert found["SLURM_CONF"] == "/etc/slurm/b.conf"
     assert found.keys() <= {
         "HOME",
@@ -483,7 +483,7 @@ def final(reason, name, code):
 def folder(tmp_path):
     """An attempt on two nodes whose first run has begun."""
     found = AttemptFolder(tmp_path)
-    found.prepare(submission(agents()))
+    found.prepare(submission(agents()).files())
     write(tmp_path / "i0" / "run.json", {"nodes": 2})
     return found
 

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from rallypoint.errors import LaunchError
-from rallypoint.launchers.slurm.address import Address, Ask
+from rallypoint.launchers.slurm.address import PLACES, Address, Ask
 from rallypoint.launchers.ssh.address import Address as SSHAddress
 
 if TYPE_CHECKING:
@@ -74,16 +74,17 @@ def ray_launcher(connection: Connection) -> tuple[str, dict[str, Any]]:
 
 
 def slurm_launcher(connection: Connection) -> tuple[str, dict[str, Any]]:
-    """Return the launcher of a Slurm cluster: the partition as the host, and the rest in the extra.
+    """Return the launcher of a Slurm cluster: the partition is the host, a login node's password the password.
 
     Raises:
         LaunchError: A field is wrong.
     """
-    known = {"root", "conf", "python", *(each.name for each in fields(Ask))}
+    known = {*PLACES, *(each.name for each in fields(Ask))}
     query = {field: value for field, value in connection.extra_dejson.items() if field in known and value}
     query = {field: shlex.join(value) if isinstance(value, list) else str(value) for field, value in query.items()}
     partition = quote(connection.host or "", safe=",")
-    return Address.from_uri(f"slurm://{partition}?{urlencode(query)}").uri, {}
+    options = {"password": connection.password} if connection.password and query.get("login") else {}
+    return Address.from_uri(f"slurm://{partition}?{urlencode(query)}").uri, options
 
 
 def ssh_launcher(connection: Connection) -> tuple[str, dict[str, Any]]:

@@ -47,8 +47,8 @@ _SLURM: dict[str, Any] = {
     "hook-class-name": "rallypoint.airflow.slurm_hook.SlurmHook",
     "hook-name": "Slurm (Rallypoint)",
     "ui-field-behaviour": {
-        "hidden-fields": ["login", "password", "port", "schema"],
-        "relabeling": {"host": "Partition"},
+        "hidden-fields": ["login", "port", "schema"],
+        "relabeling": {"host": "Partition", "password": "Password of the login node"},
         "placeholders": {"host": "gpu"},
     },
     "conn-fields": {
@@ -68,6 +68,9 @@ _SLURM: dict[str, Any] = {
             ("setup", "Set-up", "A file that the batch script reads first, such as one that loads modules"),
             ("sbatch", "Further options of sbatch", "Such as --licenses=matlab --mail-type=FAIL"),
             ("conf", "slurm.conf", "Its path, where it is not the machine's own"),
+            ("login", "Login node", "Where Slurm's commands run, such as user@login1; this machine if left empty"),
+            ("login_python", "Python of the login node", "python3 if left empty"),
+            ("known_hosts", "Known hosts", "The file with the login node's key; ~/.ssh/known_hosts if left empty"),
         )
     },
 }

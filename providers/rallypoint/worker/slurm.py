@@ -69,6 +69,8 @@ class Batch:
     def run(self) -> int:
         """Run the gang, once, and say how this run of the job ends."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for number in (_WARNING, _WAKE):
+            signal.signal(number, signal.SIG_DFL)  # the script ignores them; what this one starts does not
         if not self._claim() or os.path.exists(self._path(END)):
             return 0
         if self._cancelled():

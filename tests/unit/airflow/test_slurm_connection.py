@@ -13,8 +13,8 @@ from rallypoint.errors import LaunchError
 from rallypoint.launchers.registry import open_launcher
 
 
-def slurm(host="gpu", **extra):
-    return Connection(conn_id="cluster", conn_type="slurm", host=host, extra=json.dumps(extra))
+def slurm(host="gpu", password=None, **extra):
+    return Connection(conn_id="cluster", conn_type="slurm", host=host, password=password, extra=json.dumps(extra))
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,26 @@ def test_a_connection_is_a_launchers_uri(connection, uri):
     assert open_launcher(*launcher_of_connection(connection)).uri == uri
 
 
+def test_the_password_is_the_login_nodes_and_in_no_uri():
+    connection = slurm(root="/shared", login="ml@login1:2222", known_hosts="/etc/hosts.keys", password="t0p")
+    uri, options = launcher_of_connection(connection)
+    assert uri == "slurm://gpu?root=/shared&login=ml%40login1:2222&known_hosts=/etc/hosts.keys"
+    assert options == {"password": "t0p"}
+    launcher = open_launcher(uri, options)
+    assert launcher.address.login_node.hosts[0].user == "ml"
+    assert "t0p" not in repr(launcher.address)
+    assert launcher_of_connection(slurm(root="/shared", password="t0p"))[1] == {}
+
+
 @pytest.mark.parametrize(
-    "extra", [{}, {"root": "runs"}, {"root": "/r", "time": "soon"}, {"root": "/r", "sbatch": "-N2"}]
+    "extra",
+    [
+        {},
+        {"root": "runs"},
+        {"root": "/r", "time": "soon"},
+        {"root": "/r", "sbatch": "-N2"},
+        {"root": "/r", "login": "a,b"},
+    ],
 )
 def test_a_wrong_field_is_named(extra):
     with pytest.raises(LaunchError, match="got"):

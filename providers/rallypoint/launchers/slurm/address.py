@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from rallypoint.errors import LaunchError
+from rallypoint.launchers.ssh.address import Address as SSHAddress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,8 @@ _OWN = frozenset(
     }
     | {"wrap"}
 )
+# What says where a cluster is; the rest of the query is asked of Slurm.
+PLACES = ("root", "conf", "login", "login_python", "known_hosts", "python")
 _EXAMPLE = "slurm://gpu?root=/shared/rallypoint/runs&account=physics&time=12:00:00"
 _MAX_RUNS = 1_000
 
@@ -135,6 +138,10 @@ class Address:
         root: The folder of the run folders; every node and every orchestrator's process sees it by this path.
         partition: The partition, or several with commas; empty for the cluster's default.
         conf: The path of ``slurm.conf``, where it is not the machine's own.
+        login: The login node where Slurm's commands run and the folder is seen, such as ``user@login1:22``; empty for
+            this machine.
+        login_python: The interpreter there.
+        known_hosts: The file of the login node's key; ``~/.ssh/known_hosts`` by default.
         python: The interpreter on the nodes.
         ask: What jobs ask of Slurm, unless they say otherwise.
     """
@@ -142,6 +149,9 @@ class Address:
     root: str
     partition: str = ""
     conf: str = ""
+    login: str = ""
+    login_python: str = "python3"
+    known_hosts: str = ""
     python: str = "python3"
     ask: Ask = field(default_factory=Ask)
 
@@ -159,7 +169,8 @@ class Address:
         parts = urlsplit(uri)
         query: dict[str, Any] = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         query |= {name: value for name, value in (options or {}).items() if value is not None and value != ""}
-        root, conf, python = (str(query.pop(name, "")) for name in ("root", "conf", "python"))
+        where = {name: str(query.pop(name, "")) for name in PLACES}
+        root, conf = where["root"], where["conf"]
         partition = unquote(parts.netloc)
         wrong = parts.scheme != SCHEME or parts.fragment or parts.path not in {"", "/"}
         if wrong or not _PARTITION.fullmatch(partition):
@@ -168,15 +179,30 @@ class Address:
         for name, path in (("root", root), ("conf", conf)):
             if (name == "root" and not path) or (path and not (path.startswith("/") and path.isprintable())):
                 raise _wrong(name, path, f"an absolute path, as in {_EXAMPLE}")
-        root = root.rstrip("/") or "/"
-        return cls(root=root, partition=partition, conf=conf, python=python or "python3", ask=Ask().with_options(query))
+        given = {**{name: value for name, value in where.items() if value}, "root": root.rstrip("/") or "/"}
+        found = cls(**given, partition=partition, ask=Ask().with_options(query))
+        if found.login_node and len(found.login_node.hosts) != 1:
+            raise _wrong("login", found.login, "one host, such as user@login1:22")
+        return found
+
+    @property
+    def login_node(self) -> SSHAddress | None:
+        """The login node as the SSH launcher's address; None if there is none."""
+        query = {"root": self.root, "python": self.login_python, "known_hosts": self.known_hosts}
+        words = urlencode({name: value for name, value in query.items() if value})
+        return SSHAddress.from_uri(f"ssh://{self.login}?{words}") if self.login else None
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What is equal for launchers whose attempts lie in the same place, and are reached in the same way."""
+        return self.root, self.conf, self.login, self.login_python, self.known_hosts
 
     @property
     def uri(self) -> str:
         """The URI, always the same one for the same address and the same requests."""
         query: dict[str, str] = {"root": self.root}
-        query |= {"conf": self.conf} if self.conf else {}
-        query |= {"python": self.python} if self.python != "python3" else {}
+        plain = {each.name: each.default for each in fields(self)}
+        query |= {name: value for name in PLACES if name != "root" and (value := getattr(self, name)) != plain[name]}
         for each in fields(self.ask):
             value = getattr(self.ask, each.name)
             if value != each.default:
@@ -186,7 +212,7 @@ class Address:
     @property
     def cluster(self) -> str:
         """What is equal for launchers that ask the same Slurm."""
-        return self.conf
+        return f"{self.login} {self.conf}"
 
 
 def _check_option(option: str) -> None:

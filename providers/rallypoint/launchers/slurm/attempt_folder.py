@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rallypoint.errors import LaunchError
 from rallypoint.launchers.base import Phase, ProcessEnd, Status
 from rallypoint.launchers.nodes import FOLLOWED, NodeState, Shape, Verdict, merge
 from rallypoint.launchers.run_folder import read_record
 from rallypoint.launchers.slurm.states import Meaning
-from rallypoint.launchers.slurm.submission import SCRIPT, SCRIPT_NAME, Submission
+from rallypoint.launchers.slurm.submission import SHAPES
 from rallypoint.launchers.supervised import GRACE, ask_end, status_of, write_whole
 from rallypoint.worker import slurm
 
-SHAPES = "shapes.json"
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _MAX_LOG = 2_000  # bytes of the batch script's own log that a report repeats
-_NO_PYTHON = "slurm_script: line 4:"  # the batch script could not become the Python of the job
+_NO_PYTHON = "slurm_script: line 5:"  # the batch script could not become the Python of the job
 
 # What Slurm's word means for a gang whose own half in the job said no last word.
 _WORDS = {
@@ -43,28 +44,22 @@ class AttemptFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def prepare(self, job: Submission) -> None:
-        """Fill it; with the batch script, which is written last, it is whole.
+    def prepare(self, files: Mapping[str, bytes]) -> None:
+        """Fill it, unless it is whole: with its last file it is.
+
+        Args:
+            files: Its files.
 
         Raises:
             LaunchError: It cannot be written.
         """
-        if (self.path / SCRIPT_NAME).exists():
+        if (self.path / [*files][-1]).exists():
             return
-        files: dict[str, Any] = {
-            slurm.PLACEMENTS: job.placements(),
-            SHAPES: job.shapes(),
-            slurm.SETTINGS: job.settings(),
-            "gang.json": job.gang.to_json(),
-        }
         try:
             for name in ("logs", "work"):
                 (self.path / name).mkdir(exist_ok=True)
-            for name, data in job.gang.files.items():
+            for name, data in files.items():
                 write_whole(self.path / name, data)
-            for name, value in files.items():
-                write_whole(self.path / name, json.dumps(value).encode())
-            write_whole(self.path / SCRIPT_NAME, SCRIPT)
         except OSError as error:
             msg = f"could not prepare the run folder {self.path}: {error}"
             raise LaunchError(msg) from error

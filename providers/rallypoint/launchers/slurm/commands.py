@@ -39,6 +39,18 @@ _REFUSED = (
 )
 
 
+def environment(conf: str) -> dict[str, str]:
+    """Return the environment of the commands, and of jobs: nothing of the orchestrator's own, nothing of a job's.
+
+    ``SBATCH_`` and ``SLURM_`` variables would be options of the commands.
+
+    Args:
+        conf: The path of ``slurm.conf``; empty for the machine's own.
+    """
+    found = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return found | ({"SLURM_CONF": conf} if conf else {})
+
+
 class Commands:
     """The commands of one Slurm, run on this machine.
 
@@ -48,14 +60,6 @@ class Commands:
 
     def __init__(self, conf: str) -> None:
         self._conf = conf
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment of the commands, and of jobs: nothing of the orchestrator's own, nothing of a job's.
-
-        ``SBATCH_`` and ``SLURM_`` variables would be options of the commands.
-        """
-        found = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        return found | ({"SLURM_CONF": self._conf} if self._conf else {})
 
     async def run(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
         """Run a command and return what it printed.
@@ -68,22 +72,17 @@ class Commands:
             CommandError: It failed, or took too long.
             PreflightError: There is no such command here, or the configuration may be anybody's.
         """
-        if self._conf:
-            await asyncio.to_thread(_check_conf, self._conf)
+        await asyncio.to_thread(check_conf, self._conf)
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
-                env={**self.environment(), **(env or {})},
+                env={**environment(self._conf), **(env or {})},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
         except FileNotFoundError:
-            msg = (
-                f"got no command {argv[0]!r} on this machine, expected Slurm's commands on the PATH: install Slurm's "
-                "client where workers and triggerers run"
-            )
-            raise PreflightError(msg) from None
+            raise no_command(argv[0]) from None
         except OSError as error:
             raise CommandError(argv[0], error.strerror or str(error)) from error
         try:
@@ -94,18 +93,37 @@ class Commands:
         finally:
             if process.returncode is None:
                 process.kill()
-        if process.returncode:
-            words = (errors or output).decode(errors="replace").strip()
-            raise CommandError(argv[0], words[-_MAX_WORDS:] or f"exit code {process.returncode}")
-        return output.decode(errors="replace")
+        return printed(argv[0], process.returncode or 0, output, errors)
 
 
-def _check_conf(conf: str) -> None:
+def printed(command: str, code: int, output: bytes, errors: bytes) -> str:
+    """Return what a command printed.
+
+    Raises:
+        CommandError: It failed.
+    """
+    if code:
+        words = (errors or output).decode(errors="replace").strip()
+        raise CommandError(command, words[-_MAX_WORDS:] or f"exit code {code}")
+    return output.decode(errors="replace")
+
+
+def no_command(name: str) -> PreflightError:
+    """Return the error of a machine without Slurm."""
+    return PreflightError(
+        f"got no command {name!r} on this machine, expected Slurm's commands on the PATH: install Slurm's client where "
+        "workers and triggerers run, or name a login node with login="
+    )
+
+
+def check_conf(conf: str) -> None:
     """Raise for a configuration that an attempt's record may have named, and somebody made: it names plugins to load.
 
     Raises:
         PreflightError: It is not root's.
     """
+    if not conf:
+        return
     try:
         found = Path(conf).stat()
     except OSError as error:

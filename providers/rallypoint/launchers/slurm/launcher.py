@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, HostReport, LogChunk, Phase, Status
-from rallypoint.launchers.removal import left_in, remove_folder, remove_output
-from rallypoint.launchers.run_folder import check_folder, folder_of, make_folder
-from rallypoint.launchers.slurm.address import NAME, Address
-from rallypoint.launchers.slurm.attempt_folder import AttemptFolder
-from rallypoint.launchers.slurm.commands import CommandError, Commands
+from rallypoint.launchers.run_folder import folder_of
+from rallypoint.launchers.slurm.address import NAME, SCHEME, Address
+from rallypoint.launchers.slurm.commands import CommandError
 from rallypoint.launchers.slurm.queue import FORMAT, TIMES, Queue, QueuedJob, parse_squeue, queue_of
+from rallypoint.launchers.slurm.site import Attempt, LocalSite, LoginSite, Site
 from rallypoint.launchers.slurm.states import Meaning
 from rallypoint.launchers.slurm.submission import Submission
 from rallypoint.launchers.slurm.survey import survey
-from rallypoint.launchers.supervised import ask_end, new_output
+from rallypoint.launchers.ssh.address import Access
+from rallypoint.launchers.ssh.links import Endpoint, UnreachableError, link_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -51,12 +53,16 @@ class SlurmLauncher:
 
     Args:
         address: The cluster, and what jobs ask of it.
+        access: Credentials for its login node.
+        ambient: Whether keys and configuration of this process's user may be used for it.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, access: Access | None = None, *, ambient: bool = True) -> None:
         self.address = address
+        self._access = access or Access()
+        self._ambient = ambient
         self.root = Path(address.root)
-        self._commands = Commands(address.conf)
+        self._site: Site = self._open_site()
         self._since: OrderedDict[str, float] = OrderedDict()  # when a job was first seen to have ended
         self._looked: OrderedDict[str, float] = OrderedDict()
         self._ended: OrderedDict[str, Status] = OrderedDict()
@@ -67,14 +73,24 @@ class SlurmLauncher:
 
         Args:
             uri: The cluster and what jobs ask of it, by the names of `Ask`; ``root`` is the shared folder.
-            options: The same beside it, which come first.
-            ambient: Of no effect: Slurm knows who asks.
+            options: The same beside it, which come first; and credentials for the login node, by the names of the SSH
+                launcher's `Access`.
+            ambient: Whether keys and configuration of this process's user may be used for the login node.
 
         Raises:
             LaunchError: The URI or an option is wrong.
         """
-        del ambient
-        return cls(Address.from_uri(uri, options))
+        given = dict(options or {})
+        access = {each.name: given.pop(each.name) for each in fields(Access) if each.name in given}
+        return cls(Address.from_uri(uri, given), Access.from_options(access), ambient=ambient)
+
+    def reopen(self, uri: str) -> SlurmLauncher | None:
+        """Return the launcher of an older record, with this one's credentials if it is in the same place; else None."""
+        if urlsplit(uri).scheme != SCHEME:
+            return None
+        address = Address.from_uri(uri)
+        same = address.place == self.address.place
+        return SlurmLauncher(address, self._access, ambient=self._ambient) if same else None
 
     @property
     def uri(self) -> str:
@@ -87,13 +103,14 @@ class SlurmLauncher:
         Raises:
             LaunchError: Slurm does not answer, has no such partition, or the shared folder cannot be written.
         """
-        version = (await self._commands.run(["sinfo", "--version"])).strip()
+        version = (await self._site.run(["sinfo", "--version"])).strip()
         asked = [f"--partition={self.address.partition}"] if self.address.partition else []
-        found = (await self._commands.run(["sinfo", "--noheader", "--format=%R %D", *asked])).split("\n")
+        found = (await self._site.run(["sinfo", "--noheader", "--format=%R %D", *asked])).split("\n")
         if not found[0].strip():
             msg = f"got the partition {self.address.partition!r}, which {version} does not have; see sinfo"
             raise LaunchError(msg)
-        if not await asyncio.to_thread(os.access, self.root, os.W_OK):
+        about, _ = await self._site.call("about")
+        if not about["writable"]:
             msg = f"the folder {self.root} cannot be written on this host, expected one that it shares with the nodes"
             raise LaunchError(msg)
         partition, _, nodes = found[0].strip().partition(" ")
@@ -109,7 +126,7 @@ class SlurmLauncher:
         Raises:
             LaunchError: Slurm does not answer, or has no such partition.
         """
-        return await survey(self._commands, self.address, python or self.address.python, requires)
+        return await survey(self._site, self.address, python or self.address.python, requires)
 
     async def launch(self, gang: Gang, attempt: str) -> Handle:
         """Submit a gang. Idempotent for one attempt id: a second call finds the first one's job.
@@ -118,21 +135,21 @@ class SlurmLauncher:
             PreflightError: Slurm cannot run it, now or later.
             LaunchError: It could not be submitted this time.
         """
-        path = await asyncio.to_thread(make_folder, self.root, attempt)
         job = Submission(
             gang=gang,
             attempt=attempt,
-            folder=str(path),
+            folder=self._path(attempt),
             partition=self.address.partition,
             ask=self.address.ask.with_options(gang.options.get(NAME, {})),
             python=gang.python or self.address.python,
         )
-        await asyncio.to_thread(AttemptFolder(path).prepare, job)
+        await self._folder(attempt).prepare(job.files())
         if handle := await self.find(attempt):
             return handle
-        env = job.environment(self._commands.environment().get("PATH", os.defpath))
+        about, _ = await self._site.call("about")
+        env = job.environment(about["path"])
         try:
-            said = await self._commands.run(job.sbatch(), env=env)
+            said = await self._site.run(job.sbatch(), env=env)
         except CommandError as error:
             with suppress(CommandError):
                 if handle := await self.find(attempt):  # it was accepted, and only the answer was lost
@@ -149,17 +166,20 @@ class SlurmLauncher:
 
     async def find(self, attempt: str) -> Handle | None:
         """Return the handle of an attempt that has a job, had one, or may not start any more; None otherwise."""
-        folder = self._folder(attempt)
-        if job := await asyncio.to_thread(folder.job):
+        job, cancelled, _ = await self._folder(attempt).look()
+        if job is not None:
             return self._handle(attempt, job)
         if jobs := await self._jobs_of(attempt):
             first = min(jobs, key=lambda job: (job.meaning is not Meaning.THERE, job.id))
             return self._handle(attempt, first.id, first.submitted)
-        return self._handle(attempt) if await asyncio.to_thread(folder.cancelled) else None
+        return self._handle(attempt) if cancelled else None
 
     async def poll(self, handle: Handle) -> Status:
         """Return where the gang stands: some small files, and Slurm's word from the question that all stages share."""
-        return await self._poll(handle, within=None)
+        try:
+            return await self._poll(handle, within=None)
+        except UnreachableError:  # the login node's silence says nothing about the job
+            return Status(Phase.RUNNING)
 
     async def cancel(self, handle: Handle, grace: timedelta) -> None:
         """End the gang, and forbid its start if it has not started. Returns when nothing of it is left.
@@ -168,31 +188,31 @@ class SlurmLauncher:
             LaunchError: It has not ended in time.
         """
         seconds = grace.total_seconds()
-        path = await asyncio.to_thread(make_folder, self.root, handle.attempt)
-        await asyncio.to_thread(ask_end, path, grace=seconds)
-        folder, begun, asked, wait = AttemptFolder(path), time.monotonic(), False, 0.1
+        folder, begun, asked, wait = self._folder(handle.attempt), time.monotonic(), False, 0.1
+        await folder.cancel(seconds)
         jobs = [job.id for job in await self._jobs_of(handle.attempt) if job.meaning is Meaning.THERE]
         for job in jobs:
             await self._quietly("scancel", "--state=PENDING", str(job))
             await self._quietly("scancel", "--batch", "--signal=USR2", str(job))  # its half in the job looks at once
         while (await self._poll(handle, within=1.0)).phase is Phase.RUNNING:
             waited = time.monotonic() - begun
-            started = await asyncio.to_thread(folder.job)
+            started, _, _ = await folder.look()
             # What has not begun has nothing to end in peace.
             if not asked and waited > (seconds + SETTLING if started else SETTLING):
                 asked = True
                 for job in {*jobs, *([started] if started else [])}:
                     await self._quietly("scancel", str(job))
             if waited > seconds + CANCEL_MARGIN:
-                msg = f"{handle.attempt} did not end within {seconds + CANCEL_MARGIN:g} s: see {path} and squeue"
+                msg = f"{handle.attempt} did not end within {seconds + CANCEL_MARGIN:g} s: see squeue"
                 raise LaunchError(msg)
             await asyncio.sleep(wait)
             wait = min(1.0, wait * 1.5)
 
     async def logs(self, handle: Handle, cursor: Cursor) -> AsyncIterator[LogChunk]:
         """Yield what processes have written since the cursor; at most one chunk per process and call."""
-        for chunk in await asyncio.to_thread(new_output, folder_of(self.root, handle.attempt), cursor):
-            yield chunk
+        with suppress(UnreachableError):
+            for chunk in await self._folder(handle.attempt).logs(cursor):
+                yield chunk
 
     async def left(self, attempt: str) -> int:
         """Return the bytes of an attempt's folder, without the few by which it never starts again.
@@ -200,12 +220,7 @@ class SlurmLauncher:
         Raises:
             LaunchError: The shared folder is not on this host.
         """
-        if not await asyncio.to_thread(self.root.is_dir):
-            msg = (
-                f"got the launcher {self.uri}, expected its folder {self.root} on this host: prune where it is mounted"
-            )
-            raise LaunchError(msg)
-        return await asyncio.to_thread(left_in, folder_of(self.root, attempt))
+        return await self._folder(attempt).left()
 
     async def clean(self, attempt: str, *, forget: bool) -> None:
         """Remove an ended attempt's logs and files; to `forget` it is to remove its whole folder.
@@ -217,7 +232,7 @@ class SlurmLauncher:
             msg = f"the job of {attempt} is still there: stop it before its folder is removed"
             raise LaunchError(msg)
         self._ended.pop(attempt, None)
-        await asyncio.to_thread(self._clean, folder_of(self.root, attempt), attempt, forget=forget)
+        await self._folder(attempt).clean(forget=forget)
 
     # How it is done ------------------------------------------------------------------------------------------------
 
@@ -225,18 +240,18 @@ class SlurmLauncher:
         attempt, folder = handle.attempt, self._folder(handle.attempt)
         if attempt in self._ended:
             return self._ended[attempt]
-        if ended := await asyncio.to_thread(folder.ended):
+        claimed, cancelled, ended = await folder.look()
+        if ended is not None:
             return self._known(attempt, handle, ended)
         # The job that runs the attempt need not be the one of this handle, if two were submitted.
-        claimed = await asyncio.to_thread(folder.job)
         job = claimed or handle.details.get("job")
         if not isinstance(job, int):
-            return await self._without_job(attempt, folder)
+            return await self._without_job(attempt, cancelled=cancelled)
         status = await self._as_slurm_says(handle, folder, job, begun=claimed is not None, within=within)
         return status if status.phase is Phase.RUNNING else self._known(attempt, handle, status)
 
     async def _as_slurm_says(
-        self, handle: Handle, folder: AttemptFolder, job: int, *, begun: bool, within: float | None
+        self, handle: Handle, folder: Attempt, job: int, *, begun: bool, within: float | None
     ) -> Status:
         """Return how a gang stands that has not said its last word."""
         attempt = handle.attempt
@@ -245,50 +260,68 @@ class SlurmLauncher:
         if not sighting.known or (found is not None and found.meaning is Meaning.THERE):
             self._since.pop(attempt, None)
             if found is not None and _is_due(self._looked, attempt, _LOOKS_OF_ELASTIC):
-                await asyncio.to_thread(folder.stop_if_broken)
+                await folder.stop_if_broken()
             return Status(Phase.RUNNING)
         if begun and time.monotonic() - self._first_seen(attempt) < SETTLING:
             return Status(Phase.RUNNING)
-        if ended := await asyncio.to_thread(folder.ended):
+        _, _, ended = await folder.look()
+        if ended is not None:
             return ended
         if not begun and any(other.meaning is Meaning.THERE for other in await self._jobs_of(attempt)):
             return Status(Phase.RUNNING)  # it was submitted twice, and the other job will run it
         words = f"Slurm's job {job} is {found.state}" + (f" ({found.reason})" if found.reason else "") if found else ""
-        return await asyncio.to_thread(folder.judge, found.meaning if found else None, words)
+        return await folder.judge(found.meaning if found else None, words)
 
-    async def _without_job(self, attempt: str, folder: AttemptFolder) -> Status:
+    async def _without_job(self, attempt: str, *, cancelled: bool) -> Status:
         """Return how an attempt stands that was not submitted, as far as its handle knows."""
         if any(job.meaning is Meaning.THERE for job in await self._jobs_of(attempt)):
             return Status(Phase.RUNNING)
-        cancelled = await asyncio.to_thread(folder.cancelled)
         return Status(Phase.ENDED if cancelled else Phase.LOST, "cancelled" if cancelled else "")
 
     async def _jobs_of(self, attempt: str) -> list[QueuedJob]:
         """Return the jobs of an attempt that Slurm lists: it names them, and tells whose they are by their folder."""
-        folder = str(folder_of(self.root, attempt))
+        folder = self._path(attempt)
         argv = ["squeue", "--noheader", "--me", "--states=all", f"--name={attempt}", f"--format={FORMAT}"]
-        jobs = parse_squeue(await self._commands.run(argv, env=TIMES))
+        jobs = parse_squeue(await self._site.run(argv, env=TIMES))
         return [job for job in jobs if job.name == attempt and job.comment in {"", folder}]
 
     def _is(self, job: QueuedJob, handle: Handle) -> bool:
         """Return whether a job is an attempt's, and not one that got the same id later or had it before."""
-        folder = str(folder_of(self.root, handle.attempt))
+        folder = self._path(handle.attempt)
         submitted = handle.details.get("submitted")
         late = not isinstance(submitted, int | float) or job.submitted >= submitted - _CLOCKS
         return job.name == handle.attempt and job.comment in {"", folder} and late
 
     def _handle(self, attempt: str, job: int | None = None, submitted: float | None = None) -> Handle:
-        details: dict[str, object] = {"run_dir": str(folder_of(self.root, attempt))}
+        details: dict[str, object] = {"run_dir": self._path(attempt)}
         details |= {"job": job} if job is not None else {}
         details |= {"submitted": submitted} if submitted else {}
         return Handle(self.uri, attempt, details)
 
-    def _folder(self, attempt: str) -> AttemptFolder:
-        return AttemptFolder(folder_of(self.root, attempt))
+    def _folder(self, attempt: str) -> Attempt:
+        self._path(attempt)  # refuses what is no attempt's id
+        return Attempt(self._site, attempt)
+
+    def _path(self, attempt: str) -> str:
+        return str(folder_of(self.root, attempt))
+
+    def _open_site(self) -> Site:
+        node = self.address.login_node
+        if node is None:
+            return LocalSite(self.address.root, self.address.conf)
+        endpoint = Endpoint(
+            host=node.hosts[0],
+            root=node.root,
+            python=node.python,
+            known_hosts=node.known_hosts,
+            access=self._access,
+            ambient=self._ambient,
+        )
+        return LoginSite(partial(link_of, endpoint), self.address.conf)
 
     @property
     def _queue(self) -> Queue:
-        return queue_of(self.address.cluster, self._commands)
+        return queue_of(self.address.cluster, self._site)
 
     def _known(self, attempt: str, handle: Handle, status: Status) -> Status:
         if isinstance(job := handle.details.get("job"), int):
@@ -306,16 +339,7 @@ class SlurmLauncher:
     async def _quietly(self, *argv: str) -> None:
         """Run a command that fails where there is nothing to do."""
         with suppress(CommandError):
-            await self._commands.run(argv)
-
-    def _clean(self, folder: Path, attempt: str, *, forget: bool) -> None:
-        try:
-            with suppress(FileNotFoundError):
-                check_folder(self.root, attempt)
-            remove_folder(folder) if forget else remove_output(folder)
-        except OSError as error:
-            msg = f"cannot remove {folder}: {error}"
-            raise LaunchError(msg) from error
+            await self._site.run(argv)
 
 
 def _is_due(looked: OrderedDict[str, float], attempt: str, seconds: float) -> bool:

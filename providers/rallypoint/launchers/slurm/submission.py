@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -13,6 +14,7 @@ from rallypoint.launchers.placement import Node, members, place_on
 from rallypoint.launchers.supervised import GRACE
 from rallypoint.spec.shipment import ARCHIVE
 from rallypoint.worker import context
+from rallypoint.worker.slurm import PLACEMENTS, SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
     from rallypoint.launchers.slurm.address import Ask
     from rallypoint.spec.gang import Gang
 
-SCRIPT_NAME = "job.sh"
+SCRIPT_NAME, SHAPES = "job.sh", "shapes.json"
 SETUP, ARCHIVE_PATH = "RALLYPOINT_SETUP", "RALLYPOINT_ARCHIVE"
 # The same for every job: what differs comes as arguments and variables, so nothing has to be quoted.
 SCRIPT = b"""#!/bin/bash
+trap "" USR1 USR2  # until the last line's program listens for them
 if [ -n "${RALLYPOINT_SETUP:-}" ]; then . "$RALLYPOINT_SETUP" || exit 1; fi
 export PYTHONPATH="$RALLYPOINT_ARCHIVE"
 exec "$@"
@@ -115,6 +118,20 @@ class Submission:
             "needs_files": list(self.gang.needs_files),
         }
 
+    def files(self) -> dict[str, bytes]:
+        """Return what lies in the attempt's folder, in the order in which it is written: the script comes last."""
+        records = {
+            PLACEMENTS: self.placements(),
+            SHAPES: self.shapes(),
+            SETTINGS: self.settings(),
+            "gang.json": self.gang.to_json(),
+        }
+        return {
+            **self.gang.files,
+            **{name: json.dumps(value).encode() for name, value in records.items()},
+            SCRIPT_NAME: SCRIPT,
+        }
+
     def sbatch(self) -> list[str]:
         """Return the command that submits the job, as an argument list."""
         ask, sizes = self.ask, self.sizes
@@ -147,7 +164,7 @@ class Submission:
         """Return the variables of the job beside those of Slurm's commands, its secrets among them.
 
         Args:
-            path: Where commands are looked for.
+            path: Where commands are looked for, on the host that submits.
         """
         python = PurePath(self.python)
         return {
