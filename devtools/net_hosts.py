@@ -2,7 +2,7 @@
 
 They share the files and process ids of the machine, and nothing of its network: a link can be cut, a host can die with
 all that runs on it, and come back. The machine itself is on the bridge, too, as the orchestrator. It needs root. Run as
-a script, this module is the guard that ends the hosts of an owner that died.
+``net_hosts.py -- COMMAND …`` it gives them to a command; otherwise it is the guard of an owner that may die.
 """
 
 import argparse
@@ -233,8 +233,35 @@ def _guard(owner: int, hosts: NetHosts) -> None:
     hosts.stop()
 
 
+def _run_command(words: list[str]) -> int:
+    """Run a command with two hosts; ``{uri}`` in it is the URI of a launcher of them."""
+    with NetHosts(2) as hosts:
+        runs = hosts.folder / "runs"
+        config = hosts.folder / "hosts.toml"
+        config.write_text("".join(f'["{host.address}"]\nuser = "root"\n' for host in hosts.hosts))
+        query = f"root={runs}&python={sys.executable}&known_hosts={hosts.known_hosts}&lost_after=10"
+        uri = f"ssh://{','.join(host.address for host in hosts.hosts)}?{query}&hosts={config}"
+        print(f"two hosts: {uri}", file=sys.stderr)
+        socket_of_agent = hosts.folder / "agent"
+        environment = {**os.environ, "SSH_AUTH_SOCK": str(socket_of_agent)}
+        agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_of_agent)], stdout=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + _SECONDS
+            while not socket_of_agent.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            subprocess.run(["ssh-add", "-q", str(hosts.key)], env=environment, check=True)
+            return subprocess.run(
+                [word.replace("{uri}", uri) for word in words], env=environment, check=False
+            ).returncode
+        finally:
+            agent.terminate()
+            agent.wait()
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    if sys.argv[1:2] == ["--"] and len(sys.argv) > 2:  # noqa: PLR2004 - a command follows
+        sys.exit(missing() or _run_command(sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__)
     for argument in ("owner", "id", "count", "folder"):
         parser.add_argument(argument)
     given = parser.parse_args()
