@@ -171,6 +171,22 @@ def test_what_slurm_would_misunderstand_is_refused_before(wrong):
         open_launcher(wrong)
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds", "notice"),
+    [
+        ("", None, 120),
+        ("1", 60, 30),
+        ("90", 5_400, 120),
+        ("1:30", 90, 45),
+        ("12:00:00", 43_200, 120),
+        ("2-0", 172_800, 120),
+        ("1-02:30", 95_400, 120),
+    ],
+)
+def test_a_job_has_at_least_half_of_its_time_before_it_is_warned(time, seconds, notice):
+    assert (Ask(time=time).limit, Ask(time=time).notice) == (seconds, notice)
+
+
 # The job --------------------------------------------------------------------------------------------------------------
 
 

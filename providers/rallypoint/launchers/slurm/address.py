@@ -44,6 +44,7 @@ _OWN = frozenset(
 PLACES = ("root", "conf", "login", "login_python", "known_hosts", "python")
 _EXAMPLE = "slurm://gpu?root=/shared/rallypoint/runs&account=physics&time=12:00:00"
 _MAX_RUNS = 1_000
+_CLOCK = 3  # hours, minutes and seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,27 @@ class Ask:
             return None
         least, most = int(match[1]), int(match[2] or match[1])
         return (least, most) if 1 <= least <= most else None
+
+    @property
+    def limit(self) -> int | None:
+        """The time limit in seconds; None if it is the partition's."""
+        if not self.time:
+            return None
+        days, _, clock = self.time.rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        if days:  # days-hours:minutes:seconds
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        elif len(parts) == _CLOCK:  # hours:minutes:seconds
+            hours, minutes, seconds = parts
+        else:  # minutes:seconds
+            hours, (minutes, seconds) = 0, [*parts, 0][:2]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+    @property
+    def notice(self) -> int:
+        """The seconds of the warning; half of the time where all of it would be less."""
+        limit = self.limit
+        return self.warning if limit is None or self.warning < limit else max(1, limit // 2)
 
     def with_options(self, options: Mapping[str, Any]) -> Ask:
         """Return this with other values for those that are named; a form holds numbers and lists as text.
