@@ -78,6 +78,8 @@ async def test_a_lost_node_is_a_failure_that_is_retried_at_once(engine_on, uri, 
     await until((tmp_path / "up").exists)
     node = slurm.nodes_of(started.attempt.record.id)
     slurm.kill_node(node)
+    # What a health check does; by itself the controller needs half a minute, as in the next test.
+    slurm.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=it died")
     update, _ = await followed(engine, started.attempt)
     assert update.outcome.state is State.LOST
     report = update.outcome.failure
@@ -87,6 +89,23 @@ async def test_a_lost_node_is_a_failure_that_is_retried_at_once(engine_on, uri, 
     (tmp_path / "go").touch()
     update, _ = await followed(engine, second.attempt)
     assert update.outcome.state is State.SUCCEEDED
+
+
+async def test_a_job_that_loses_its_node_goes_back_into_the_queue_and_runs_on_another(
+    engine_on, uri, job, followed, until, slurm, tmp_path
+):
+    engine = engine_on(SlurmLauncher.from_uri(uri()))
+    started = await engine.start(job, Request(owner="try-1"))
+    await until((tmp_path / "up").exists)
+    node = slurm.nodes_of(started.attempt.record.id)
+    slurm.kill_node(node)
+    slurm.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=it died")
+    await until(lambda: len(starts(tmp_path)) == 2)
+    assert slurm.nodes_of(started.attempt.record.id) not in {"", node}
+    (tmp_path / "go").touch()
+    update, _ = await followed(engine, started.attempt)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome
+    assert (await engine.ledger.last()).record.number == 1
 
 
 async def test_a_job_whose_daemon_was_killed_is_ended_before_it_is_called_lost(
