@@ -277,12 +277,13 @@ class Agent:
             msg = f"{attempt} is still running on {socket.gethostname()}: stop it before its folder is removed"
             raise LaunchError(msg)
         try:
-            check_folder(self.root, attempt)
-            if forget:
-                remove_folder(folder)
-            else:
-                ask_end(folder, grace=0.0)  # its last word: a late submitter starts nothing
-                remove_output(folder)
+            with suppress(FileNotFoundError):  # hosts that share the folder remove it at the same time
+                check_folder(self.root, attempt)
+                if forget:
+                    remove_folder(folder)
+                else:
+                    ask_end(folder, grace=0.0)  # its last word: a late submitter starts nothing
+                    remove_output(folder)
         except OSError as error:
             msg = f"cannot remove {folder}: {error}"
             raise LaunchError(msg) from error

@@ -17,14 +17,15 @@ from rallypoint.launchers.nodes import NodeState, Shape, merge
 from rallypoint.launchers.run_folder import check_attempt
 from rallypoint.launchers.ssh.address import Access, Address
 from rallypoint.launchers.ssh.agent import NEVER_STARTED
-from rallypoint.launchers.ssh.links import ANSWER, Endpoint, Link, UnreachableError, link_of
-from rallypoint.launchers.ssh.plan import Plan, chosen, planned
-from rallypoint.launchers.ssh.survey import check_hosts, different, surveyed, unreached
+from rallypoint.launchers.ssh.fleet import Fleet
+from rallypoint.launchers.ssh.links import ANSWER, Link, UnreachableError
+from rallypoint.launchers.ssh.plan import Plan
+from rallypoint.launchers.ssh.survey import different, surveyed, unreached
 from rallypoint.launchers.ssh.watch import Memory, status_from
 from rallypoint.worker import context
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import timedelta
 
     from rallypoint.spec.gang import Gang
@@ -59,6 +60,7 @@ class SSHLauncher:
         self.address = address
         self._access = access or Access()
         self._ambient = ambient
+        self._fleet = Fleet(address, self._access, ambient=ambient)
 
     @classmethod
     def from_uri(cls, uri: str, options: Mapping[str, Any] | None = None, *, ambient: bool = True) -> SSHLauncher:
@@ -101,21 +103,23 @@ class SSHLauncher:
             PreflightError: The hosts cannot run it, now or later.
             LaunchError: It could not be started this time.
         """
-        plan, cancelled, silent = await self._look(attempt, launching=True)
+        plan, cancelled, silent = await self._fleet.look(attempt, launching=True)
         if cancelled:
             return self._handle(attempt, plan)
         if plan is None:
-            plan = await self._plan(gang, attempt, silent)
-        plan, cancelled = await self._claim(attempt, plan, silent)
+            plan = await self._fleet.plan(gang, attempt, silent)
+        plan, cancelled = await self._fleet.claim(attempt, plan, silent)
         if cancelled:
             return self._handle(attempt, plan)
         nodes = [(number, host) for number, host in enumerate(plan.hosts) if host not in silent]
-        await self._on(nodes, lambda link, _: link.call("end_older", attempt=attempt))
+        await self._fleet.on(nodes, lambda link, _: link.call("end_older", attempt=attempt))
         files = [[name, len(data)] for name, data in gang.files.items()]
         data, about = b"".join(gang.files.values()), gang.to_json()
-        await self._on(nodes, lambda link, number: self._prepare(link, attempt, plan, number, 0, files, about, data))
+        await self._fleet.on(
+            nodes, lambda link, number: self._prepare(link, attempt, plan, number, 0, files, about, data)
+        )
         secrets = {name: secret.reveal() for name, secret in gang.secrets.items()}
-        await self._on(nodes, lambda link, number: self._start(link, attempt, plan, number, 0, secrets))
+        await self._fleet.on(nodes, lambda link, number: self._start(link, attempt, plan, number, 0, secrets))
         return self._handle(attempt, plan)
 
     async def find(self, attempt: str) -> Handle | None:
@@ -124,7 +128,7 @@ class SSHLauncher:
         Raises:
             LaunchError: Too few hosts answer to say so.
         """
-        plan, cancelled, _ = await self._look(attempt)
+        plan, cancelled, _ = await self._fleet.look(attempt)
         if cancelled:
             return self._handle(attempt, plan)
         if plan is None:
@@ -165,13 +169,15 @@ class SSHLauncher:
         """
         hosts, _ = _known(handle)
         if not hosts:
-            plan, _, _ = await self._look(handle.attempt)
+            plan, _, _ = await self._fleet.look(handle.attempt)
             handle = self._handle(handle.attempt, plan)
             hosts, _ = _known(handle)
         seconds = grace.total_seconds()
         every = list(enumerate(host.name for host in self.address.hosts))
         # Those that do not answer have been told by nobody: what runs there counts as lost in the end.
-        await self._on(every, lambda link, _: link.call("cancel", attempt=handle.attempt, grace=seconds), tolerant=True)
+        await self._fleet.on(
+            every, lambda link, _: link.call("cancel", attempt=handle.attempt, grace=seconds), tolerant=True
+        )
         deadline = time.monotonic() + seconds + CANCEL_MARGIN + self.address.lost_after
         while hosts and (await self.poll(handle)).phase is Phase.RUNNING:
             if time.monotonic() > deadline:
@@ -208,7 +214,7 @@ class SSHLauncher:
             LaunchError: A host does not answer.
         """
         check_attempt(attempt)
-        links = await self._links()
+        links = await self._fleet.links()
         found = await asyncio.gather(*(link.call("left", attempt=attempt) for link in links))
         return sum(int(value["bytes"]) for value, _ in found)
 
@@ -219,7 +225,7 @@ class SSHLauncher:
             LaunchError: It is still running, or a host does not answer.
         """
         check_attempt(attempt)
-        links = await self._links()
+        links = await self._fleet.links()
         await asyncio.gather(*(link.call("clean", attempt=attempt, forget=forget) for link in links))
 
     async def survey(self, *, python: str | None = None, requires: Sequence[str] = ()) -> list[HostReport]:
@@ -229,8 +235,10 @@ class SSHLauncher:
             python: The interpreter that is looked at; each host's own by default.
             requires: Modules whose versions are compared.
         """
-        links = await self._links()
-        reports = await asyncio.gather(*(surveyed(link, python or self._python(link.name), requires) for link in links))
+        links = await self._fleet.links()
+        reports = await asyncio.gather(
+            *(surveyed(link, python or self._fleet.python(link.name), requires) for link in links)
+        )
         answering = [link for link, report in zip(links, reports, strict=True) if report.python]
         problems = different(reports)
         with suppress(UnreachableError):
@@ -243,106 +251,14 @@ class SSHLauncher:
 
     # How it is done ------------------------------------------------------------------------------------------------
 
-    async def _links(self) -> list[Link]:
-        return [await self._link(host.name) for host in self.address.hosts]
-
-    async def _link(self, name: str) -> Link:
-        host = next((host for host in self.address.hosts if host.name == name), None)
-        if host is None:
-            msg = f"got the host {name!r} of an attempt, expected one of {self.uri}: name it there until it has ended"
-            raise LaunchError(msg)
-        endpoint = Endpoint(
-            host=host,
-            root=self.address.root,
-            python=host.python or self.address.python,
-            known_hosts=self.address.known_hosts,
-            access=self._access,
-            ambient=self._ambient,
-        )
-        return await link_of(endpoint)
-
     def _key(self, attempt: str) -> str:
         return f"{self.uri}#{attempt}"  # another launcher may have an attempt of the same id
-
-    def _python(self, name: str) -> str:
-        host = next(host for host in self.address.hosts if host.name == name)
-        return host.python or self.address.python
 
     def _handle(self, attempt: str, plan: Plan | None) -> Handle:
         if plan is None:
             return Handle(self.uri, attempt)
         details = {"hosts": list(plan.hosts), "shape": plan.shape.to_json()}
         return Handle(self.uri, attempt, {**details, "stall": plan.stall} if plan.stall else details)
-
-    async def _look(self, attempt: str, *, launching: bool = False) -> tuple[Plan | None, bool, dict[str, str]]:
-        """Return an attempt's plan, whether it was cancelled, and which hosts do not answer, and why.
-
-        Raises:
-            LaunchError: None of those that answer knows it, and they are too few to say that it was never launched.
-        """
-        check_attempt(attempt)
-        links = await self._links()
-        timeout = self._access.connect_timeout * 2 + ANSWER
-        found = await asyncio.gather(
-            *(link.call("attempt", attempt=attempt, within=timeout) for link in links), return_exceptions=True
-        )
-        silent: dict[str, str] = {}
-        plans: list[dict[str, Any]] = []
-        cancelled = False
-        for link, answer in zip(links, found, strict=True):
-            if isinstance(answer, UnreachableError):
-                silent[link.name] = str(answer)
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                cancelled = cancelled or answer[0]["cancelled"]
-                plans += [answer[0]["plan"]] if answer[0]["plan"] else []
-        answering = len(links) - len(silent)
-        if not plans and not cancelled and not launching and 2 * answering <= len(links):
-            msg = f"too few hosts answer to say whether {attempt} runs: {'; '.join(silent.values())}"
-            raise LaunchError(msg)
-        plan = max(plans, key=plans.count) if plans else None
-        return (Plan.from_json(plan) if plan else None), cancelled, silent
-
-    async def _plan(self, gang: Gang, attempt: str, silent: Mapping[str, str]) -> Plan:
-        hosts = chosen(gang, [host.name for host in self.address.hosts], silent)
-        links = [await self._link(name) for name in hosts if name not in silent]
-        await check_hosts(links, gang, {link.name: gang.python or self._python(link.name) for link in links})
-        names = [port for role in gang.roles for port in role.ports]
-        found, _ = await links[0].call("ports", count=len(names))
-        ports = dict(zip(names, found["ports"], strict=True))
-        return planned(gang, attempt, hosts, first=links[0].address, ports=ports)
-
-    async def _claim(self, attempt: str, plan: Plan, silent: Mapping[str, str]) -> tuple[Plan, bool]:
-        """Write the plan on every host that answers; return the one that counts, and whether the attempt is cancelled.
-
-        The first host comes first: of two processes that launch at the same time, one finds the other's plan there.
-        """
-        names = [host.name for host in self.address.hosts if host.name not in silent]
-        cancelled = False
-        for part in (names[:1], names[1:]):
-            links = [await self._link(name) for name in part]
-            found = await asyncio.gather(*(link.call("claim", attempt=attempt, plan=plan.to_json()) for link in links))
-            for answer, _ in found:
-                cancelled = cancelled or answer["cancelled"]
-                if part == names[:1]:
-                    plan = Plan.from_json(answer["plan"])
-                elif answer["plan"] != plan.to_json():
-                    msg = f"another process launches {attempt} on other hosts, which it alone reaches: retry later"
-                    raise LaunchError(msg)
-        if missing := [host for host in plan.hosts[:1] if host in silent]:
-            msg = f"{attempt} was planned on {missing[0]}, which does not answer now: {silent[missing[0]]}"
-            raise LaunchError(msg)
-        return plan, cancelled
-
-    async def _on(self, nodes: Sequence[tuple[int, str]], work: Any, *, tolerant: bool = False) -> None:
-        """Do something on hosts at the same time."""
-        links = [(await self._link(host), number) for number, host in nodes]
-        tasks: list[Awaitable[Any]] = [work(link, number) for link, number in links]
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in found:
-            if isinstance(error, BaseException) and not (tolerant and isinstance(error, UnreachableError)):
-                raise error
 
     async def _prepare(  # noqa: PLR0913, PLR0917 - what a node's start is made of
         self,
@@ -366,14 +282,14 @@ class SSHLauncher:
             spec=spec,
             files=files,
             gang=gang,
-            python=plan.python or self._python(link.name),
+            python=plan.python or self._fleet.python(link.name),
             address=link.address,
         )
 
     async def _start(  # noqa: PLR0913, PLR0917 - as above
         self, link: Link, attempt: str, plan: Plan, number: int, start: int, secrets: Mapping[str, str]
     ) -> None:
-        python = plan.python or self._python(link.name)
+        python = plan.python or self._fleet.python(link.name)
         await link.call("start", attempt=attempt, node=f"{number}-{start}", python=python, secrets=dict(secrets))
 
     async def _states(self, attempt: str, hosts: Sequence[str], silent: list[float] | None = None) -> list[NodeState]:
@@ -381,7 +297,7 @@ class SSHLauncher:
 
     async def _state(self, attempt: str, number: int, host: str, silent: list[float] | None) -> NodeState:
         """Return what is known of a node; to `silent` it adds for how long the processes of one that runs are so."""
-        link, asked = await self._link(host), time.monotonic()
+        link, asked = await self._fleet.link(host), time.monotonic()
         try:
             asking: dict[str, Any] = {"attempt": attempt, "node": number, "stall": silent is not None}
             found, _ = await link.call("status", within=ANSWER, patient=False, **asking)
@@ -405,7 +321,7 @@ class SSHLauncher:
 
     def _end(self, attempt: str, number: int, host: str, reason: str, why: str) -> None:
         async def work() -> None:
-            link = await self._link(host)
+            link = await self._fleet.link(host)
             asked: dict[str, Any] = {"grace": FOLLOW_GRACE, "reason": reason, "why": why}
             await link.call("end", patient=False, attempt=attempt, node=number, **asked)
 
@@ -415,7 +331,7 @@ class SSHLauncher:
         """Start a node again whose host answers, with what another node has; else leave it to a later look."""
         if not running or not _memory.may_try(self._key(attempt), number):
             return
-        link, source = await self._link(hosts[number]), await self._link(hosts[running[0]])
+        link, source = await self._fleet.link(hosts[number]), await self._fleet.link(hosts[running[0]])
         found, _ = await link.call("status", within=ANSWER, patient=False, attempt=attempt, node=number)
         if status_from(found["status"]).phase is Phase.RUNNING:
             return
@@ -428,7 +344,7 @@ class SSHLauncher:
         await self._start(link, attempt, plan, number, start, copied["secrets"])
 
     async def _logs(self, attempt: str, number: int, host: str, cursor: Cursor) -> list[LogChunk]:
-        link = await self._link(host)
+        link = await self._fleet.link(host)
         try:
             found, data = await link.call(
                 "logs", within=ANSWER * 2, patient=False, attempt=attempt, node=number, cursor=asdict(cursor)
