@@ -35,6 +35,7 @@ HOST_LOST = "host lost"
 TICK = 0.5  # seconds
 STALE = 45.0  # seconds without a heartbeat after which a supervisor of an earlier run counts as gone
 LAST_WAIT = 300.0  # seconds in which Slurm has to end a job that it or this one has given up
+REFUSED_WAIT = 30.0  # seconds, likewise, where it does not take the job back
 _WARNING, _WAKE = signal.SIGUSR1, signal.SIGUSR2
 _SIGNALS = {signal.SIGTERM, _WARNING, _WAKE}
 _RANK_LOG = re.compile(r"rank-\d+\.r(\d+)\.log")
@@ -65,6 +66,7 @@ class Batch:
         self.settings: dict[str, Any] = read_json(self._path(SETTINGS)) or {}
         self.run_dir = run_folder(folder, self.number)
         self._asked = ""  # why the nodes were asked to end
+        self._ending = False  # whether Slurm itself ends this job
 
     def run(self) -> int:
         """Run the gang, once, and say how this run of the job ends."""
@@ -132,6 +134,7 @@ class Batch:
     def _watch(self, srun: subprocess.Popen[bytes]) -> None:
         while srun.poll() is None:
             received = signal.sigtimedwait(_SIGNALS, TICK)
+            self._ending = self._ending or bool(received and received.si_signo == signal.SIGTERM)
             if cancel := self._cancelled():
                 self._ask("cancelled", cancel)
             elif received and received.si_signo == _WARNING:
@@ -158,7 +161,7 @@ class Batch:
             return self._end("", "")
         if self._cancelled():
             return self._end("cancelled", str((self._cancelled() or {}).get("message", "")))
-        if self._asked in {"", FOLLOWED} and TERMINATED in reasons:
+        if self._ending or (self._asked in {"", FOLLOWED} and TERMINATED in reasons):
             # Slurm preempts the job, or somebody ends it. How, it says itself, and only of a job that is still there.
             _say("Slurm has asked the processes to end: waiting for the job's end")
             self._wait_for_the_end()
@@ -167,20 +170,21 @@ class Batch:
         lost = None in reasons and (self.settings["together"] or COMPLETED not in reasons)
         if (self._asked == TIME_LIMIT or lost) and self.number < self.settings["requeue"]:
             done = subprocess.run(["scontrol", "requeue", self.job], capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                self._wait_for_the_end()
+            # Where it is refused, Slurm may be about to do it itself.
+            self._wait_for_the_end(LAST_WAIT if done.returncode == 0 else REFUSED_WAIT)
             _say(f"the job could not be put back into the queue: {done.stderr.strip()}")
         if lost and self._asked != TIME_LIMIT:
             numbers = ", ".join(str(number) for number, reason in enumerate(reasons) if reason is None)
             return self._end(HOST_LOST, f"node {numbers} of {os.environ.get('SLURM_JOB_NODELIST')} left no last word")
         return self._end("", "")
 
-    def _wait_for_the_end(self) -> None:
-        deadline = time.monotonic() + LAST_WAIT
+    def _wait_for_the_end(self, seconds: float = LAST_WAIT) -> None:
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._cancelled():
-            received = signal.sigtimedwait(_SIGNALS, TICK)
-            if received and received.si_signo == signal.SIGTERM:
+            if self._ending:
                 sys.exit(1)  # without a last word: Slurm has the last one
+            received = signal.sigtimedwait(_SIGNALS, TICK)
+            self._ending = bool(received and received.si_signo == signal.SIGTERM)
 
     def _end(self, reason: str, message: str) -> int:
         last = {"v": 1, "run": self.number, "nodes": self.nodes, "reason": reason, "message": message, "t": time.time()}

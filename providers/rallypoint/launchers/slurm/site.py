@@ -82,7 +82,9 @@ class LoginSite:
     async def call(self, name: str, data: bytes = b"", **values: Any) -> tuple[dict[str, Any], bytes]:
         """Have `Host` answer there."""
         link = await self._link()
-        return await link.call("slurm", data, call=name, values=values)
+        # A request may come twice if the connection drops meanwhile; a job is submitted once, or looked for.
+        submits = name == "run" and values["argv"][0] == "sbatch"
+        return await link.call("slurm", data, patient=not submits, call=name, values=values)
 
 
 class Attempt:
