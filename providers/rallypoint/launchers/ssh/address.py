@@ -96,6 +96,8 @@ class Address:
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         if unknown := query.keys() - set(_QUERY):
             raise _wrong(min(unknown), query[min(unknown)], f"one of {', '.join(_QUERY)}")
+        if parts.scheme != "ssh":
+            raise _wrong("scheme", parts.scheme, "ssh")
         if parts.path.strip("/"):
             raise _wrong("path", parts.path, "none: the folder is root=")
         root = query.get("root", "")

@@ -44,7 +44,8 @@ class Fleet:
         """
         host = next((host for host in self.address.hosts if host.name == name), None)
         if host is None:
-            msg = f"got the host {name!r} of an attempt, expected one of {self.address.uri}: name it there until it has ended"
+            uri = self.address.uri
+            msg = f"got the host {name!r} of an attempt, expected one of {uri}: name it there until it has ended"
             raise LaunchError(msg)
         endpoint = Endpoint(
             host=host,
