@@ -258,6 +258,50 @@ async def test_a_gang_is_hung_only_if_no_host_says_a_word(launcher, gang, ended,
     assert (await ended(spoken)).reason == "completed"
 
 
+# Elastic --------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_elastic_gang_starts_without_a_host_that_comes_late_dies_and_comes_back(
+    launcher, gang, hosts, starts, until, tmp_path, ended
+):
+    hosts[1].kill()
+    elastic = gang("waits", replicas=4, least=1, secrets={"TOKEN": "terces"})
+    handle = await launcher.launch(elastic, ID)
+    running = []
+
+    async def joined(count):
+        running.append((await launcher.poll(handle)).phase)
+        return len(starts()) == count
+
+    await until(lambda: joined(1))
+    assert _names(starts()) == ["p-0"]
+    for count in (2, 3):
+        hosts[1].start()
+        await until(lambda count=count: joined(count), deadline=120)
+        name, pid, _ = starts()[-1]
+        assert (name, hostprocs.environment(pid)["TOKEN"]) == ("p-1", "terces")
+        if count == 2:
+            hosts[1].kill()
+    assert set(running) == {Phase.RUNNING}
+    (tmp_path / "go").touch()
+    status = await ended(handle)
+    assert (status.reason, [end.exit_code for end in status.processes]) == ("completed", [0, 0])
+    said = {chunk.process: chunk.data.decode().split() async for chunk in launcher.logs(handle, Cursor())}
+    assert {name: words[-2:] for name, words in said.items()} == {"p-0": ["1:2", "secret"], "p-1": ["1:2", "secret"]}
+
+
+async def test_a_cancelled_elastic_gang_takes_in_nobody(launcher, gang, hosts, starts, until):
+    handle = await launcher.launch(gang("waits", replicas=2, least=1), ID)
+    await until(lambda: len(starts()) == 2)
+    hosts[1].kill()
+    await launcher.cancel(handle, timedelta(0))
+    hosts[1].start()
+    for _ in range(3):
+        assert (await launcher.poll(handle)).reason == "cancelled"
+    assert await launcher.find(ID) == handle
+    assert len(starts()) == 2
+
+
 # On their own --------------------------------------------------------------------------------------------------------
 
 
