@@ -7,8 +7,10 @@ tried again in the background, ever more rarely; who asks meanwhile is told at o
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
+import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,8 +65,9 @@ class Endpoint:
 
     @property
     def key(self) -> str:
-        """What tells it from others."""
-        return repr((self, self.access.password, self.access.private_key, self.access.passphrase))
+        """What tells it from others; no secret can be read from it."""
+        whole = (self, self.access.password, self.access.private_key, self.access.passphrase)
+        return hashlib.sha256(repr(whole).encode()).hexdigest()
 
 
 class Link:
@@ -268,6 +271,9 @@ async def _connected(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
     except ImportError:
         msg = "an ssh:// launcher needs asyncssh: install rallypoint[ssh] where the orchestrator runs"
         raise PreflightError(msg) from None
+    chatter = logging.getLogger("asyncssh")
+    if chatter.level == logging.NOTSET:  # at INFO, a task's level, it tells of every connection and its key exchange
+        chatter.setLevel(logging.WARNING)
     host, access = endpoint.host, endpoint.access
     given: dict[str, Any] = {
         "port": host.port or access.port,
