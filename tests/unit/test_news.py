@@ -71,6 +71,8 @@ def test_a_change_of_the_world_size_is_told_once_and_kept():
         [],
         ["world size 1 → 2 (round 3): it goes on from the last checkpoint"],
     ]
+    assert view.world_line == "2 → 1 → 2"
+    assert AttemptView(worlds=view.worlds[2:]).world_line == ""
     assert [(world.restart, world.size, world.began) for world in view.worlds] == [
         (0, 2, 100.0),
         (1, 1, 101.0),

@@ -63,6 +63,7 @@ def stage_json(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> dict
         "shown": {
             "number": shown.entry.record.number,
             "processes": [asdict(process) for process in view.processes.values()],
+            "worlds": [asdict(world) for world in view.worlds],
             "metrics": view.metrics,
             "checkpoint": view.checkpoint,
             "artifacts": view.artifacts,
@@ -97,8 +98,9 @@ def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> Rend
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("launcher", text(record.launcher))
-    if view.progress_line:
-        facts.add_row("progress", text(view.progress_line))
+    for name, line in (("progress", view.progress_line), ("world size", view.world_line)):
+        if line:
+            facts.add_row(name, text(line))
     if view.checkpoint:
         facts.add_row("checkpoint", text(view.checkpoint.get("uri")))
     for artifact in view.artifacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _MAX_FAILURES = 200  # a gang of thousands can fail at once; the first ones tell the cause
 _MAX_LINES = 1_000  # metrics, artifacts and links that are kept
+_MAX_SIZES = 20  # of worlds that are shown
 _MAX_NAME = 200  # characters of a name
 _MAX_TEXT = 2_000  # characters of a URI, or of any other value but the result
 _MAX_ADDRESS = 16_000  # characters of a service's address, which travels from stage to stage
@@ -94,6 +96,12 @@ class AttemptView:
             words.append(f"{self.unit} {self.step}/{self.total}" if self.total else f"{self.unit} {self.step}")
         words += [f"{name}={_short(value)}" for name, value in self.metrics.items()]
         return " ".join(words)[:_MAX_TEXT]
+
+    @property
+    def world_line(self) -> str:
+        """How the number of ranks has changed, such as ``2 → 1 → 2``; empty if it never has."""
+        sizes = [size for size, _ in groupby(world.size for world in self.worlds)]
+        return " → ".join(map(str, sizes[-_MAX_SIZES:])) if len(sizes) > 1 else ""
 
     @property
     def last_round(self) -> list[ProcessView]:
