@@ -29,4 +29,4 @@ else
 fi
 # Compiled now: where PYTHONDONTWRITEBYTECODE is set, each process would do it for itself, and Ray's agents, which have 15
 # seconds to start, would be too late on two cores.
-"$venv/bin/uv" pip install "$@" --compile-bytecode --group dev --editable ".[${EXTRAS:-airflow,prefect,torch,dask,ray,tensorflow,spark,s3,examples}]"
+"$venv/bin/uv" pip install "$@" --compile-bytecode --group dev --editable ".[${EXTRAS:-airflow,prefect,torch,dask,ray,tensorflow,spark,s3,ssh,examples}]"

@@ -21,6 +21,8 @@ _ENGINES = (
     ("ray", ("tests/integration/ray/",)),
     ("prefect", ("tests/integration/prefect/", "tests/e2e/test_prefect")),
     ("spark", ("tests/integration/spark/",)),
+    ("ssh", ("tests/integration/ssh/",)),
+    ("slurm", ("tests/integration/slurm/",)),
 )
 S3_KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing-secret-key", "region": "us-east-1"}
 

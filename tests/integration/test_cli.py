@@ -194,6 +194,23 @@ def state_of(place, stage):
     return json.loads(place.cli("status", stage, "--json").stdout)["attempts"][-1]["state"]
 
 
+# check ---------------------------------------------------------------------------------------------------------------
+
+
+def test_check_shows_what_a_launchers_hosts_have_and_fails_if_something_is_wrong(place):
+    shown = place.cli("check", "--requires", "psutil")
+    assert shown.returncode == 0, shown.stderr
+    row = shown.stdout.splitlines()[3]
+    assert [word in row for word in ("127.0.0.1", psutil.__version__, "right")] == [True] * 3
+    wrong = place.cli("check", "--requires", "no_such_module", "--json")
+    assert wrong.returncode == 1
+    (host,) = json.loads(wrong.stdout)
+    assert host["problems"] == [f"{sys.executable} has no no_such_module"]
+    assert host["versions"] == {}
+    refused = place.cli("check", "ray-jobs://127.0.0.1:1")
+    assert (refused.returncode, "expected one with hosts of its own" in refused.stderr) == (2, True)
+
+
 # plan ----------------------------------------------------------------------------------------------------------------
 
 

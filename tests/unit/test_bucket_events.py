@@ -163,3 +163,16 @@ def test_a_python_without_obstore_is_named(monkeypatch):
 
 def _environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+async def test_a_process_that_starts_again_in_its_attempt_keeps_what_it_wrote_before(uri, reader, monkeypatch):
+    first = EventWriter(uri, "agent-0")
+    first.write("progress", step=1)
+    first.flush()
+    assert await _steps(reader) == [1]
+    monkeypatch.setenv(context.INCARNATION, "1")
+    second = EventWriter(uri, "agent-0")
+    second.write("progress", step=2)
+    second.flush()
+    assert await _steps(reader) == [2]
+    assert await _steps(EventReader(reader._store, "events")) == [1, 2]

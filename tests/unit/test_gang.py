@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rallypoint.launchers.placement import place
+from rallypoint.launchers.placement import Node, place, place_on
 from rallypoint.spec.gang import Gang, Macro, Role, Secret, fill, has_macro
 from rallypoint.spec.resources import Resources
 from rallypoint.worker import context
@@ -125,3 +125,53 @@ def test_the_plan_is_json():
     assert described["roles"][0]["resources"] == {"cpus": 2, "memory": "1GiB", "gpus": 1}
     assert (described["roles"][0]["replicas"], described["roles"][0]["min_replicas"]) == (4, 1)
     assert described["files"] == {"f": 3}
+
+
+# On several nodes ----------------------------------------------------------------------------------------------------
+
+
+def _place_on(count, *roles, ports=None, **node):
+    nodes = [Node(run_dir=f"/runs/{n}", python="/py", **{"address": f"10.0.0.{n}", **node}) for n in range(count)]
+    return place_on(Gang(name="g", roles=roles), attempt="rp-x-a1", nodes=nodes, ports=ports)
+
+
+def _names(specs):
+    return [[process["name"] for process in spec["processes"]] for spec in specs]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "role", "names", "placed"),
+    [
+        (2, {"replicas": 2}, [["r-0"], ["r-1"]], "2"),
+        (2, {"replicas": 3}, [["r-0", "r-2"], ["r-1"]], "3"),
+        (3, {"replicas": 2}, [["r-0"], ["r-1"], []], "2"),
+        (1, {"replicas": 4, "min_replicas": 1}, [["r-0"]], "1"),
+        (3, {"replicas": 4, "min_replicas": 1}, [["r-0"], ["r-1"], ["r-2"]], "1:3"),
+        (5, {"replicas": 3, "min_replicas": 2}, [["r-0"], ["r-1"], ["r-2"], [], []], "2:3"),
+        (1, {"replicas": 4, "min_replicas": 2}, [["r-0", "r-1"]], "2"),
+    ],
+)
+def test_processes_are_dealt_to_the_nodes_and_an_elastic_role_has_one_on_each(nodes, role, names, placed):
+    specs = _place_on(nodes, Role(name="r", argv=(Macro.NODES,), **role))
+    assert _names(specs) == names
+    assert {process["argv"][0] for spec in specs for process in spec["processes"]} == {placed}
+
+
+def test_the_first_process_of_the_gang_is_on_the_first_node_and_the_next_ones_follow():
+    specs = _place_on(2, Role(name="head", argv=()), Role(name="worker", argv=(), replicas=2))
+    assert _names(specs) == [["head-0", "worker-1"], ["worker-0"]]
+
+
+def test_every_process_knows_the_first_host_its_own_address_and_the_ports_that_were_picked():
+    role = Role(name="r", argv=(Macro.HOST, Macro.ADDRESS, Macro.port("p"), Macro.RUN_DIR), replicas=2, ports=("p",))
+    specs = _place_on(2, role, ports={"p": 4000})
+    words = [spec["processes"][0]["argv"] for spec in specs]
+    assert words == [["10.0.0.0", "10.0.0.0", "4000", "/runs/0"], ["10.0.0.0", "10.0.0.1", "4000", "/runs/1"]]
+    assert [spec["ports"] for spec in specs] == [[], []]
+
+
+def test_what_only_the_supervisors_know_stays_a_macro():
+    role = Role(name="r", argv=(Macro.HOST, Macro.ADDRESS, Macro.port("p")), replicas=2, ports=("p",))
+    specs = _place_on(2, role, address=None)
+    assert [spec["processes"][0]["argv"] for spec in specs] == [list(role.argv)] * 2
+    assert [spec["ports"] for spec in specs] == [["p"], ["p"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from unittest.mock import ANY
 
 import pytest
 
@@ -18,15 +19,17 @@ def test_of_this_interpreters_own_packages_no_process_is_asked(monkeypatch):
         pytest.fail("a process was started")
 
     monkeypatch.setattr(interpreters.subprocess, "run", run)
-    assert look_at(sys.executable, ()) == {"python": HERE, "missing": []}
-    assert look_at(sys.executable, ("cloudpickle", "pytest")) == {"python": HERE, "missing": []}
+    assert look_at(sys.executable, ()) == {"python": HERE, "missing": [], "versions": {}}
+    found = look_at(sys.executable, ("cloudpickle", "pytest"))
+    assert found == {"python": HERE, "missing": [], "versions": {"cloudpickle": ANY, "pytest": pytest.__version__}}
 
 
 def test_a_module_that_only_this_process_finds_is_missing(monkeypatch, tmp_path):
     """Jobs get none of the orchestrator's PYTHONPATH."""
     (tmp_path / "only_here.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    assert look_at(sys.executable, ("json", "only_here")) == {"python": HERE, "missing": ["only_here"]}
+    found = look_at(sys.executable, ("json", "only_here"))
+    assert found == {"python": HERE, "missing": ["only_here"], "versions": {}}
 
 
 def test_another_interpreter_is_asked_itself(tmp_path):

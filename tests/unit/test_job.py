@@ -119,7 +119,8 @@ def test_torch_compiles_to_torchruns_command_line():
         Macro.PYTHON, "-m", "rallypoint.frameworks.torch.driver", "agent",
         "--nnodes=${rallypoint:nodes}", "--nproc-per-node=2", "--max-restarts=3", "--monitor-interval=0.1",
         "--start-method=spawn", "--rdzv-backend=c10d", "--rdzv-endpoint=${rallypoint:host}:${rallypoint:port.rdzv}",
-        "--rdzv-id=${rallypoint:attempt}", "--rdzv-conf=join_timeout=60,timeout=60", "--local-addr=${rallypoint:host}",
+        "--rdzv-id=${rallypoint:attempt}", "--rdzv-conf=is_host=first,join_timeout=60,timeout=60",
+        "--local-addr=${rallypoint:address}",
         "-m", "rallypoint.frameworks.torch.driver", "rank", "script", SCRIPT, "--lr", "0.1",
     )  # fmt: skip
 

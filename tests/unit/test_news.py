@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from rallypoint.launchers.base import LogChunk
 from rallypoint.stages.attempt import Update
 from rallypoint.stages.events import Event
@@ -49,3 +51,31 @@ def test_a_view_keeps_a_bounded_number_of_metrics_and_their_last_values():
         view.apply(Event("metrics", "p", 1, {"metrics": {f"m{n}": value}}) for n in range(5_000))
     assert len(view.metrics) == 1_000
     assert set(view.metrics.values()) == {2}
+
+
+def rank(number, world_size, restart):
+    data = {"kind": "rank", "rank": number, "world_size": world_size, "restart": restart}
+    return Event("opened", f"rank-{number}.r{restart}", 100.0 + restart, data)
+
+
+def test_a_change_of_the_world_size_is_told_once_and_kept():
+    view = AttemptView()
+    updates = []
+    for events in ([rank(0, 2, 0), rank(1, 2, 0)], [rank(0, 1, 1)], [], [rank(1, 2, 3), rank(0, 2, 3), rank(0, 2, 4)]):
+        view.apply(events)
+        updates.append(Update(view=copy.deepcopy(view), events=events))
+    lines = [[line for line in lines if "world size" in line] for lines in told(*updates)]
+    assert lines == [
+        [],
+        ["world size 2 → 1 (round 1): it goes on from the last checkpoint"],
+        [],
+        ["world size 1 → 2 (round 3): it goes on from the last checkpoint"],
+    ]
+    assert view.world_line == "2 → 1 → 2"
+    assert AttemptView(worlds=view.worlds[2:]).world_line == ""
+    assert [(world.restart, world.size, world.began) for world in view.worlds] == [
+        (0, 2, 100.0),
+        (1, 1, 101.0),
+        (3, 2, 103.0),
+        (4, 2, 104.0),
+    ]

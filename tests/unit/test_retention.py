@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.errors import LaunchError, StageNotFoundError
+from rallypoint.launchers import supervised
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
@@ -241,7 +242,7 @@ async def test_a_running_gang_keeps_its_folder(world, monkeypatch):
     (folder / "final.json").unlink()
     me = {"pid": os.getpid(), "host": os.uname().nodename}
     (folder / "started.json").write_text(json.dumps(me))
-    monkeypatch.setattr(LocalLauncher, "_alive", lambda *_: True)
+    monkeypatch.setattr(supervised, "_alive", lambda *_: True)
     with pytest.raises(LaunchError, match="still running"):
         await world.prune()
     assert (folder / "logs/p-0.log").exists()

@@ -10,7 +10,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from rallypoint.airflow.place import DEFAULT_CONN_ID, credentials_id, is_default_missing, launcher_id, place_of
-from rallypoint.errors import RallypointError
+from rallypoint.errors import LaunchError, RallypointError
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -93,11 +93,17 @@ class RallypointHook(BaseHook):
         return True, f"the store {place.store} can be written, and the launcher {place.launcher} answers{answer}"
 
     async def _test(self, place: Place) -> str:
-        from rallypoint.launchers.base import Checkable  # noqa: PLC0415 - DAG files import this module
+        from rallypoint.launchers.base import Surveyable  # noqa: PLC0415 - DAG files import this module
         from rallypoint.launchers.registry import open_launcher  # noqa: PLC0415
         from rallypoint.stages.store import Store  # noqa: PLC0415
 
         await Store.open(place.store, options=place.store_options or None).check()
         launcher = open_launcher(place.launcher, place.launcher_options or None)
         await launcher.find(f"rp-test-{uuid.uuid4().hex[:12]}")
-        return f" ({await launcher.check()})" if isinstance(launcher, Checkable) else ""
+        if not isinstance(launcher, Surveyable):
+            return ""
+        reports = await launcher.survey()
+        for report in reports:
+            if report.problems:
+                raise LaunchError(f"{report.host}: {'; '.join(report.problems)}")
+        return f" ({', '.join(f'Python {report.python} on {report.host}' for report in reports)})"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from rallypoint.errors import LaunchError
+from rallypoint.launchers.slurm.address import PLACES, Address, Ask
+from rallypoint.launchers.ssh.address import Address as SSHAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow.sdk import Connection
 
-RAY = "ray"
+RAY, SLURM, SSH = "ray", "slurm", "ssh"
 _OBJECTS = ("headers", "cookies", "runtime_env", "entrypoint_resources", "entrypoint_label_selector", "metadata")
 _NUMBERS = ("timeout", "entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "stop_grace")
 _OTHERS = ("verify", "cert", "dashboard_url")
@@ -69,6 +73,71 @@ def ray_launcher(connection: Connection) -> tuple[str, dict[str, Any]]:
     return uri, options
 
 
+def slurm_launcher(connection: Connection) -> tuple[str, dict[str, Any]]:
+    """Return the launcher of a Slurm cluster: the partition is the host, a login node's password the password.
+
+    Raises:
+        LaunchError: A field is wrong.
+    """
+    known = {*PLACES, *(each.name for each in fields(Ask))}
+    query = {field: value for field, value in connection.extra_dejson.items() if field in known and value}
+    query = {field: shlex.join(value) if isinstance(value, list) else str(value) for field, value in query.items()}
+    partition = quote(connection.host or "", safe=",")
+    options = {"password": connection.password} if connection.password and query.get("login") else {}
+    return Address.from_uri(f"slurm://{partition}?{urlencode(query)}").uri, options
+
+
+def ssh_launcher(connection: Connection) -> tuple[str, dict[str, Any]]:
+    """Return the launcher of SSH hosts: a connection of Airflow's own type, with one host or several.
+
+    Its fields mean what they mean to the SSH provider, but that a host's key is always verified unless
+    ``no_host_key_check`` says otherwise. Of its own in the extra: ``root``, ``hosts`` (more about hosts by their names,
+    or the path of a file of them), ``python``, ``known_hosts`` and ``lost_after``.
+
+    Raises:
+        LaunchError: A field is wrong.
+    """
+    extra = connection.extra_dejson
+    details = extra.get("hosts")
+    query = {name: str(extra[name]) for name in ("root", "python", "known_hosts", "lost_after") if extra.get(name)}
+    if isinstance(details, str) and details.startswith("/"):
+        query["hosts"] = details
+    elif details:
+        details = _object(connection, "hosts")
+    host_names = connection.host or ",".join(details if isinstance(details, dict) else ())
+    uri = f"ssh://{quote(host_names, safe=',@:[]')}?{urlencode(query, safe='/')}"
+    options: dict[str, Any] = {
+        "user": connection.login,
+        "port": connection.port,
+        "password": connection.password,
+        "private_key": extra.get("private_key"),
+        "passphrase": extra.get("private_key_passphrase"),
+        "client_keys": extra.get("key_file"),
+        "hosts": details if isinstance(details, dict) else None,
+    }
+    if extra.get("conn_timeout"):
+        options["connect_timeout"] = _number(connection, "conn_timeout")
+    if str(extra.get("no_host_key_check", "")).lower() == "true":
+        options["verify_host_keys"] = False
+    elif key := extra.get("host_key"):
+        words = key if " " in key else f"ssh-rsa {key}"  # as the SSH provider reads it
+        options["host_keys"] = "".join(f"{name} {words}\n" for name in _names(host_names))
+    for name in ("password", "private_key", "passphrase"):
+        if options[name]:
+            mask_secret(options[name])
+    given = {name: value for name, value in options.items() if value is not None and value != ""}
+    return SSHAddress.from_uri(uri, given.get("hosts")).uri, given
+
+
+def _names(hosts: str) -> list[str]:
+    """Return the names of hosts as a file of known hosts has them."""
+    found = []
+    for text in hosts.split(","):
+        name, _, port = text.rpartition("@")[2].partition(":")
+        found.append(f"[{name}]:{port}" if port and port != "22" else name)
+    return found
+
+
 def _object(connection: Connection, field: str) -> dict[str, Any]:
     """Return a field's JSON object; the form of a connection holds it as text."""
     value: Any = connection.extra_dejson[field]
@@ -96,4 +165,8 @@ def _wrong(connection: Connection, field: str, expected: str) -> LaunchError:
     )
 
 
-_READERS: Mapping[str, Callable[[Connection], tuple[str, dict[str, Any]]]] = {RAY: ray_launcher}
+_READERS: Mapping[str, Callable[[Connection], tuple[str, dict[str, Any]]]] = {
+    RAY: ray_launcher,
+    SLURM: slurm_launcher,
+    SSH: ssh_launcher,
+}

@@ -42,6 +42,38 @@ _RAY: dict[str, Any] = {
         },
     },
 }
+_SLURM: dict[str, Any] = {
+    "connection-type": "slurm",
+    "hook-class-name": "rallypoint.airflow.slurm_hook.SlurmHook",
+    "hook-name": "Slurm (Rallypoint)",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "port", "schema"],
+        "relabeling": {"host": "Partition", "password": "Password of the login node"},
+        "placeholders": {"host": "gpu"},
+    },
+    "conn-fields": {
+        name: {"label": label, "description": description, "schema": _TEXT}
+        for name, label, description in (
+            ("root", "Shared folder", "An absolute path that workers, triggerers and all nodes see, for runs and logs"),
+            ("python", "Python of the jobs", "An interpreter on the nodes; Rallypoint need not be installed there"),
+            ("account", "Account", "Who pays for the jobs"),
+            ("qos", "Quality of service", "The cluster's default if left empty"),
+            ("time", "Time limit", "Minutes, or hours:minutes:seconds, or days-hours, such as 12:00:00"),
+            ("constraint", "Constraint", "Features of the nodes, such as a100"),
+            ("gres", "Generic resources of a node", "Such as gpu:a100:4; else what the processes ask for"),
+            ("nodes", "Nodes", "A number, or a range for elastic jobs, such as 2-8; else one for each process"),
+            ("reservation", "Reservation", "The name of a reservation"),
+            ("requeue", "Runs", "How often a job may go back into the queue and continue; 10 if left empty"),
+            ("warning", "Warning", "Seconds before the time limit at which a job saves its state; 120 if left empty"),
+            ("setup", "Set-up", "A file that the batch script reads first, such as one that loads modules"),
+            ("sbatch", "Further options of sbatch", "Such as --licenses=matlab --mail-type=FAIL"),
+            ("conf", "slurm.conf", "Its path, where it is not the machine's own"),
+            ("login", "Login node", "Where Slurm's commands run, such as user@login1; this machine if left empty"),
+            ("login_python", "Python of the login node", "python3 if left empty"),
+            ("known_hosts", "Known hosts", "The file with the login node's key; ~/.ssh/known_hosts if left empty"),
+        )
+    },
+}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -61,7 +93,11 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             {
                 "integration-name": "Rallypoint",
-                "python-modules": ["rallypoint.airflow.hooks", "rallypoint.airflow.ray_hook"],
+                "python-modules": [
+                    "rallypoint.airflow.hooks",
+                    "rallypoint.airflow.ray_hook",
+                    "rallypoint.airflow.slurm_hook",
+                ],
             }
         ],
         "triggers": [{"integration-name": "Rallypoint", "python-modules": ["rallypoint.airflow.triggers"]}],
@@ -127,6 +163,7 @@ def get_provider_info() -> dict[str, Any]:
                 },
             },
             _RAY,
+            _SLURM,
         ],
         "config": {
             "rallypoint": {

@@ -14,6 +14,7 @@ import typer
 from rich.filesize import decimal
 
 import rallypoint
+from rallypoint.cli.check import hosts_json, show_hosts
 from rallypoint.cli.logs import Selection, print_logs
 from rallypoint.cli.place import find_stage, launcher_uri, open_store, pick_attempt
 from rallypoint.cli.plan import show_gang, show_placed
@@ -24,6 +25,7 @@ from rallypoint.cli.status import all_attempts, last_attempts, show_stage, show_
 from rallypoint.cli.target import load_target
 from rallypoint.cli.tensorboard import NoTensorBoardError, open_tensorboard
 from rallypoint.cli.terminal import complain, output, say
+from rallypoint.launchers.base import Surveyable
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.launchers.placement import place
 from rallypoint.launchers.registry import open_launcher
@@ -129,6 +131,33 @@ def plan(
     output().print(show_gang(gang))
     if processes:
         output().print(show_placed(processes))
+
+
+@app.command()
+def check(
+    launcher: Annotated[str | None, typer.Argument(metavar="[LAUNCHER]", help="Its URI. Default: as for run.")] = None,
+    *,
+    requires: Annotated[
+        list[str] | None,
+        typer.Option("--requires", metavar="MODULE", help="A module that its Python needs; repeat it."),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The interpreter. Default: the launcher's.")
+    ] = None,
+    as_json: _Json = False,
+    store: _Store = None,
+) -> None:
+    """Look at a launcher's hosts: which answer, and how their Pythons, clocks and networks fit together."""
+    where = open_launcher(launcher_uri(launcher, open_store(store)))
+    if not isinstance(where, Surveyable):
+        _refuse(f"got the launcher {where.uri}, expected one with hosts of its own, such as ssh:// or local://")
+    reports = asyncio.run(where.survey(python=python, requires=tuple(requires or ())))
+    if as_json:
+        _print_json(hosts_json(reports))
+    else:
+        output().print(show_hosts(reports))
+    if any(report.problems for report in reports):
+        raise typer.Exit(1)
 
 
 @app.command()

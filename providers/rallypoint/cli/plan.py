@@ -29,6 +29,7 @@ _MEANINGS = {
     Macro.REPLICA: "the number of the process in its role, from 0",
     Macro.NODES: "how many processes of the role there are",
     Macro.HOST: "the address of the gang's first process",
+    Macro.ADDRESS: "the address of the process's own host",
 }
 _DEFAULT = "the launcher's default"
 

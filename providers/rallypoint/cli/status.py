@@ -63,6 +63,7 @@ def stage_json(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> dict
         "shown": {
             "number": shown.entry.record.number,
             "processes": [asdict(process) for process in view.processes.values()],
+            "worlds": [asdict(world) for world in view.worlds],
             "metrics": view.metrics,
             "checkpoint": view.checkpoint,
             "artifacts": view.artifacts,
@@ -88,17 +89,27 @@ def show_stages(store: Store, stages: list[tuple[StageKey, Snapshot]]) -> Render
 
 def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> RenderableType:
     """Return a stage as tables: all attempts, and more on one of them."""
-    record, view, outcome = shown.entry.record, shown.view, shown.entry.outcome
+    outcome = shown.entry.outcome
     parts: list[RenderableType] = [Text("stage ") + text(key.text, "bold"), _attempts(attempts)]
-    parts.append(Text("\nattempt ") + text(record.id, "bold") + Text(": ") + state_text(shown.state))
-    if view.processes:
-        parts.append(_processes(list(view.processes.values())))
+    parts.append(Text("\nattempt ") + text(shown.entry.record.id, "bold") + Text(": ") + state_text(shown.state))
+    if shown.view.processes:
+        parts.append(_processes(list(shown.view.processes.values())))
+    parts.append(_facts(shown))
+    if outcome and outcome.failure:
+        parts.append(text(f"\n{outcome.failure.render()}"))
+    return Group(*parts)
+
+
+def _facts(shown: Snapshot) -> Table:
+    """Return what else is known of an attempt, a line each."""
+    record, view, outcome = shown.entry.record, shown.view, shown.entry.outcome
     facts = Table(box=None, show_header=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("launcher", text(record.launcher))
-    if view.progress_line:
-        facts.add_row("progress", text(view.progress_line))
+    for name, line in (("progress", view.progress_line), ("world size", view.world_line)):
+        if line:
+            facts.add_row(name, text(line))
     if view.checkpoint:
         facts.add_row("checkpoint", text(view.checkpoint.get("uri")))
     for artifact in view.artifacts:
@@ -112,10 +123,7 @@ def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> Rend
         facts.add_row("link", text(f"{name}: {url}"))
     if outcome and outcome.result is not None:
         facts.add_row("result", text(json.dumps(outcome.result)[:_MAX_RESULT]))
-    parts.append(facts)
-    if outcome and outcome.failure:
-        parts.append(text(f"\n{outcome.failure.render()}"))
-    return Group(*parts)
+    return facts
 
 
 def _lease(shown: Snapshot) -> str:

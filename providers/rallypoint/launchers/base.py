@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import timedelta
 
     from rallypoint.spec.gang import Gang
@@ -79,6 +79,7 @@ class ProcessEnd:
         host: Where it ran.
         first: Whether it was the first of the gang to fail.
         tolerated: Whether it failed and the gang may go on without it (`Role.may_lose`).
+        ended: When it ended, in seconds since the epoch by its host's clock; None where that is not known.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ProcessEnd:
     host: str = ""
     first: bool = False
     tolerated: bool = False
+    ended: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Status:
 
     Args:
         phase: Where it stands.
-        reason: Once ended: ``completed``, ``failed``, ``cancelled``, ``stalled``, ``lease expired`` or ``error``.
+        reason: Once ended: ``completed``, ``failed``, ``cancelled``, ``stalled``, ``lease expired`` or ``error``; of a
+            node of a gang on several, also ``followed``: it was ended because another one had failed.
         processes: How each process ended.
         message: More words, such as what a stalled gang was waiting in.
     """
@@ -121,6 +124,31 @@ class LogChunk:
     data: bytes
     offset: int
     skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostReport:
+    """What there is on one of a launcher's hosts.
+
+    Args:
+        host: What it is called.
+        address: Its address as the other hosts reach it.
+        python: The minor version of its interpreter; empty if it did not answer.
+        versions: The versions of the modules that were asked for, of those that it has.
+        skew: Seconds by which its clock is ahead of this host's; None if that is not known.
+        cpus: Its cores.
+        gpus: Its accelerators.
+        problems: What is wrong with it, in words.
+    """
+
+    host: str
+    address: str = ""
+    python: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    skew: float | None = None
+    cpus: int | None = None
+    gpus: int = 0
+    problems: tuple[str, ...] = ()
 
 
 class Launcher(Protocol):
@@ -170,14 +198,15 @@ class Waitable(Protocol):
 
 
 @runtime_checkable
-class Checkable(Protocol):
-    """A launcher that can say without a job whether it could run one."""
+class Surveyable(Protocol):
+    """A launcher that can say what there is on its hosts before anything runs on them."""
 
-    async def check(self) -> str:
-        """Return what would run jobs, in a few words, such as a version.
+    async def survey(self, *, python: str | None = None, requires: Sequence[str] = ()) -> list[HostReport]:
+        """Return what there is on every host; one that does not answer is a report with a problem.
 
-        Raises:
-            LaunchError: Nothing would.
+        Args:
+            python: The interpreter that is looked at; each host's own by default.
+            requires: Modules whose versions are wanted.
         """
         ...
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import site
 import socket
 import subprocess
 import sys
 from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any
 
 from rallypoint.errors import PreflightError
@@ -20,16 +20,18 @@ ORCHESTRATORS = ("AIRFLOW", "_AIRFLOW", "__AIRFLOW", "PREFECT_")
 
 
 def look_at(python: str, modules: tuple[str, ...]) -> dict[str, Any]:
-    """Return an interpreter's minor version as ``python``, and which of the modules it does not have as ``missing``.
+    """Return an interpreter's minor version, which of the modules it does not have, and the versions of the others.
+
+    They are ``python``, ``missing`` and ``versions``.
 
     Raises:
         PreflightError: It cannot be run on this host.
     """
     if python == sys.executable and _are_installed(modules):
-        return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "missing": []}
+        return probe.facts([], list(modules))
     try:
         done = subprocess.run(
-            [python, str(Path(probe.__file__)), *modules],
+            [python, "-c", (pkgutil.get_data(probe.__name__, "probe.py") or b"").decode(), *modules],
             env={name: value for name, value in os.environ.items() if not name.startswith(ORCHESTRATORS)},
             capture_output=True,
             text=True,

@@ -7,57 +7,39 @@ the attempt's folder, so this class keeps no state.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import socket
-import subprocess
 import sys
 import time
-import uuid
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from rallypoint.errors import LaunchError, PreflightError
-from rallypoint.launchers.base import Cursor, Handle, LogChunk, Phase, ProcessEnd, Status
-from rallypoint.launchers.interpreters import ORCHESTRATORS, look_at
-from rallypoint.launchers.placement import place
+from rallypoint.launchers.base import Cursor, Handle, HostReport, LogChunk, Phase, Status
+from rallypoint.launchers.interpreters import look_at
+from rallypoint.launchers.placement import LOOPBACK, place
 from rallypoint.launchers.removal import left_in, remove_folder, remove_output
-from rallypoint.launchers.run_folder import (
-    check_folder,
-    folder_of,
-    is_log,
-    log_names,
-    make_folder,
-    open_inside,
-    read_record,
-    unreadable,
+from rallypoint.launchers.run_folder import check_folder, folder_of, make_folder, read_record
+from rallypoint.launchers.supervised import (
+    ask_end,
+    check_python,
+    new_output,
+    start_supervisor,
+    status_of,
+    write_folder,
 )
 from rallypoint.launchers.waiting import until_gone
-from rallypoint.spec.shipment import ARCHIVE
-from rallypoint.worker import context, hostprocs
-from rallypoint.worker.supervisor import write_json
+from rallypoint.worker import hostprocs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from datetime import timedelta
 
     from rallypoint.spec.gang import Gang
 
 START_DEADLINE = 30.0  # seconds until a supervisor has to have said that it started
-STRAGGLERS = 5.0  # seconds that killed processes have for their end within one look
-STALE_HEARTBEAT = 60.0  # seconds after which a supervisor on another host counts as gone
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL for the rest of a gang that failed
-CHUNK = 1 << 18  # bytes of one log chunk
-# From the package as it is installed here, which is compiled, and without site-packages: its start delays every launch.
-_SUPERVISE = (
-    "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from rallypoint.worker.supervisor import main; "
-    "sys.exit(main(sys.argv[2]))"
-)
-_WITHHELD = (*ORCHESTRATORS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_")
 
 
 class LocalLauncher:
@@ -128,9 +110,7 @@ class LocalLauncher:
     async def cancel(self, handle: Handle, grace: timedelta) -> None:
         """End the gang, and forbid its start if it has not started. Returns when nothing of it is left."""
         folder = await asyncio.to_thread(make_folder, self.root, handle.attempt)
-        request = {"v": 1, "t": time.time(), "grace": grace.total_seconds(), "by_host": socket.gethostname()}
-        with suppress(FileExistsError):
-            await asyncio.to_thread(write_json, str(folder / "cancel.json"), request, exclusive=True)
+        await asyncio.to_thread(ask_end, folder, grace=grace.total_seconds())
         deadline = time.monotonic() + grace.total_seconds() + START_DEADLINE
         while (await self.poll(handle)).phase is Phase.RUNNING:
             if time.monotonic() > deadline:
@@ -140,17 +120,8 @@ class LocalLauncher:
 
     async def logs(self, handle: Handle, cursor: Cursor) -> AsyncIterator[LogChunk]:
         """Yield what processes have written since the cursor; at most one chunk per process and call."""
-        for chunk in await asyncio.to_thread(self._new_output, handle.attempt, cursor):
+        for chunk in await asyncio.to_thread(new_output, self._folder(handle.attempt), cursor):
             yield chunk
-
-    async def check(self) -> str:
-        """Return which Python would run jobs here.
-
-        Raises:
-            PreflightError: This host does not have it.
-        """
-        found = await asyncio.to_thread(look_at, self.python, ())
-        return f"Python {found['python']} at {self.python} on {socket.gethostname()}"
 
     async def left(self, attempt: str) -> int:
         """Return the bytes of an attempt's run folder, without the few by which it never starts again.
@@ -168,83 +139,34 @@ class LocalLauncher:
         """
         await asyncio.to_thread(self._clean, attempt, forget=forget)
 
+    async def survey(self, *, python: str | None = None, requires: Sequence[str] = ()) -> list[HostReport]:
+        """Return what this machine's Python has."""
+        return [await asyncio.to_thread(self._survey, python or self.python, tuple(requires))]
+
     # Blocking halves, which run in threads -----------------------------------------------------------------------
 
     def _preflight(self, gang: Gang) -> None:
-        python = gang.python or self.python
-        found = look_at(python, gang.requires)
-        if found["missing"]:
-            names = ", ".join(found["missing"])
-            msg = (
-                f"the job's Python {python} does not have {names}, which a {gang.name} job needs: install it there, or "
-                "name another interpreter with python= on the job or in the connection"
-            )
-            raise PreflightError(msg)
-        if gang.pickled_by and gang.pickled_by != found["python"]:
-            msg = (
-                f"the job's Python {python} is {found['python']}, and the function was pickled by {gang.pickled_by}: "
-                "use the same minor version for both, or give the code as a script"
-            )
-            raise PreflightError(msg)
-        for path in gang.needs_files:
-            if not Path(path).is_absolute() or not Path(path).is_file():
-                msg = (
-                    f"got the script {path!r}, expected the absolute path of a file on {socket.gethostname()}: "
-                    "correct the path, or put the script there"
-                )
-                raise PreflightError(msg)
+        check_python(
+            gang.python or self.python,
+            job=gang.name,
+            requires=gang.requires,
+            pickled_by=gang.pickled_by,
+            needs_files=gang.needs_files,
+        )
 
     def _prepare(self, gang: Gang, attempt: str) -> None:
-        """Make the run folder; with ``processes.json``, which is written last, it is whole.
-
-        Nothing in it is ever moved or removed: others prepare it, or cancel the attempt, at the same time.
-        """
         folder = make_folder(self.root, attempt)
         if (folder / "processes.json").exists():
             return
         spec = place(gang, attempt=attempt, run_dir=str(folder), python=gang.python or self.python)
-        for process in spec["processes"]:
-            process["env"].setdefault("PYTHONPATH", str(folder / ARCHIVE))
-        try:
-            for name in ("logs", "work"):
-                (folder / name).mkdir(exist_ok=True)
-            for name, data in gang.files.items():
-                _write_whole(folder / name, data)
-            _write_whole(folder / "gang.json", json.dumps(gang.to_json(), indent=1).encode())
-            _write_whole(folder / "processes.json", json.dumps(spec | {"grace": GRACE, "py_spy": _py_spy()}).encode())
-        except OSError as error:
-            msg = f"could not prepare the run folder {folder}: {error}"
-            raise LaunchError(msg) from error
+        write_folder(folder, spec, files=gang.files, gang=gang.to_json())
 
     def _start_supervisor(self, gang: Gang, attempt: str) -> None:
         folder = self._folder(attempt)
         if (folder / "cancel.json").exists():
             return  # it may not start, and nobody is to see a supervisor come and go
-        python = gang.python or self.python
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
-        environment |= {name: secret.reveal() for name, secret in gang.secrets.items()}
-        environment["PATH"] = os.pathsep.join([str(Path(python).parent), environment.get("PATH", os.defpath)])
-        environment[context.ATTEMPT_ID] = attempt
-        environment[context.RUN_DIR] = str(folder)
-        try:
-            with (folder / "supervisor.log").open("ab") as log:
-                # It forks and the first process ends at once, so nothing here has a child to wait for later.
-                done = subprocess.run(
-                    [sys.executable, "-S", "-c", _SUPERVISE, str(Path(__file__).parents[2]), str(folder)],
-                    env=environment,
-                    cwd=folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    check=False,
-                )
-        except OSError as error:
-            msg = f"the supervisor of {attempt} could not be started: {error.strerror}"
-            raise LaunchError(msg) from error
-        if done.returncode != 0:
-            msg = f"the supervisor of {attempt} ended with exit code {done.returncode}: see {folder}/supervisor.log"
-            raise LaunchError(msg)
+        secrets = {name: secret.reveal() for name, secret in gang.secrets.items()}
+        start_supervisor(folder, attempt=attempt, python=gang.python or self.python, secrets=secrets)
 
     def _find(self, attempt: str) -> Handle | None:
         folder = self._folder(attempt)
@@ -255,62 +177,24 @@ class LocalLauncher:
         return Handle(self.uri, attempt, {"run_dir": str(folder), **where})
 
     def _poll(self, attempt: str) -> Status:
-        folder = self._folder(attempt)
-        if ended := _ended(folder):
-            return ended
-        started = read_record(folder, "started.json")
-        if started is None:
-            cancelled = (folder / "cancel.json").exists()
-            return Status(Phase.ENDED if cancelled else Phase.LOST, "cancelled" if cancelled else "")
-        if not (isinstance(started.get("pid"), int) and isinstance(started.get("host"), str)):
-            raise unreadable(folder / "started.json")
-        if self._alive(folder, started):
-            return Status(Phase.RUNNING)
-        if ended := _ended(folder):  # it ended between the two looks
-            return ended
-        if started["host"] == socket.gethostname() and not _end_stragglers(folder):
-            return Status(Phase.RUNNING)  # what is called lost may be launched anew
-        message = f"its supervisor (pid {started['pid']} on {started['host']}) is gone and left no final record"
-        # It may have been killed between its last two records, and then how everything ended is known.
-        return _ended(folder, "ended.json") or Status(Phase.LOST, message=message)
+        return status_of(self._folder(attempt))
 
-    def _alive(self, folder: Path, started: dict[str, Any]) -> bool:
-        if started["host"] == socket.gethostname():
-            same_boot = started.get("boot_id") == hostprocs.boot_id()
-            return bool(same_boot and hostprocs.start_time(started["pid"]) == started.get("start_time"))
-        beat = read_record(folder, "heartbeat.json") or started
-        said = beat.get("t")
-        return isinstance(said, int | float) and time.time() - said < STALE_HEARTBEAT
-
-    def _new_output(self, attempt: str, cursor: Cursor) -> list[LogChunk]:
-        chunks = []
-        folder = self._folder(attempt)
-        for name in log_names(folder) if cursor.others is not None else filter(is_log, cursor.offsets):
-            start = cursor.offsets.get(name, cursor.others)
-            if start is None or _is_no_longer_than(folder / "logs" / f"{name}.log", start):
-                continue
-            try:
-                log = os.fdopen(open_inside(folder, "logs", f"{name}.log"), "rb")
-            except OSError:  # a link, or no longer there
-                continue
-            with log:
-                size, wanted, from_end = os.fstat(log.fileno()).st_size, CHUNK, start < 0
-                if from_end:
-                    start, wanted = max(0, size + start), -start
-                if size <= start:
-                    continue
-                first = start
-                if cursor.max_behind is not None and size - start > cursor.max_behind:
-                    start = size - min(CHUNK, cursor.max_behind)
-                log.seek(start)
-                data = log.read(wanted)
-            if start > first:  # begin with a whole line
-                cut = data.find(b"\n") + 1
-                start, data = start + cut, data[cut:]
-            if b"\n" in data and not from_end:  # the end of a log is wanted with its unfinished line
-                data = data[: data.rindex(b"\n") + 1]
-            chunks.append(LogChunk(name, data, start + len(data), skipped=start - first))
-        return chunks
+    def _survey(self, python: str, requires: tuple[str, ...]) -> HostReport:
+        try:
+            found = look_at(python, requires)
+        except PreflightError as error:
+            return HostReport(host=socket.gethostname(), problems=(str(error),))
+        missing = tuple(f"{python} has no {name}" for name in found["missing"])
+        return HostReport(
+            host=socket.gethostname(),
+            address=LOOPBACK,
+            python=found["python"],
+            versions=found["versions"],
+            skew=0.0,
+            cpus=os.cpu_count(),
+            gpus=hostprocs.gpus(),
+            problems=missing,
+        )
 
     def _left(self, attempt: str) -> int:
         if not self.root.is_dir():
@@ -336,61 +220,3 @@ class LocalLauncher:
 
     def _folder(self, attempt: str) -> Path:
         return folder_of(self.root, attempt)
-
-
-def _ended(folder: Path, record: str = "final.json") -> Status | None:
-    """Return how a gang ended; None if there is no such record, or what the job put in its place."""
-    try:
-        final = read_record(folder, record)
-        if final is None:
-            return None
-        processes = tuple(
-            ProcessEnd(
-                str(end["name"]),
-                end["exit_code"],
-                end["signal"],
-                str(end["host"]),
-                bool(end["first"]),
-                tolerated=bool(end.get("tolerated")),
-            )
-            for end in final["processes"]
-        )
-        return Status(Phase.ENDED, str(final["reason"]), processes, str(final["message"]))
-    except (LaunchError, KeyError, TypeError):
-        return None
-
-
-def _is_no_longer_than(log: Path, start: int) -> bool:
-    """Return whether a log has nothing to read from there, without opening it: most logs have not at most looks."""
-    try:
-        return start >= 0 and log.lstat().st_size <= start
-    except OSError:
-        return True
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_bytes(data)
-    draft.replace(path)
-
-
-def _end_stragglers(folder: Path) -> bool:
-    """Kill what is left of a gang whose supervisor is gone, and wait for its end; return whether nothing is left.
-
-    The kernel kills what the supervisor started, only not in the same moment, and not their grandchildren.
-    """
-    deadline = time.monotonic() + STRAGGLERS
-    while left := hostprocs.of_run(str(folder)):
-        for pid in left:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, 9)
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-@lru_cache(maxsize=1)
-def _py_spy() -> str | None:
-    return shutil.which("py-spy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))

@@ -18,6 +18,8 @@ _LAUNCHERS = {
     "local": "rallypoint.launchers.local:LocalLauncher",
     "ray-jobs": _RAY_JOBS,
     "ray-jobs+https": _RAY_JOBS,
+    "ssh": "rallypoint.launchers.ssh:SSHLauncher",
+    "slurm": "rallypoint.launchers.slurm:SlurmLauncher",
 }
 _WITHOUT_OPTIONS = frozenset({"local"})
 

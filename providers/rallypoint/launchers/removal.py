@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LAST_WORDS = frozenset({"cancel.json", "ended.json", "final.json", "started.json", "supervisor.lock"})
+_LAST_WORDS = frozenset(
+    {"cancel.json", "end.json", "ended.json", "final.json", "job.json", "started.json", "supervisor.lock"}
+)
 _GONE = ".gone-"  # <_GONE><attempt>-<random>: what was moved away to be deleted
 
 

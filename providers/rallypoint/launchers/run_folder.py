@@ -25,15 +25,24 @@ _MAX_RECORD = 1 << 22  # bytes: a final record of thousands of processes has few
 _NO_SUCH_FILE = {errno.ENOENT, errno.ELOOP}
 
 
+def check_attempt(attempt: str) -> None:
+    """Raise for an id that is none of an attempt.
+
+    Raises:
+        LaunchError: The id is none; it may come from the store, and names a folder.
+    """
+    if not _ATTEMPT.fullmatch(attempt):
+        msg = f"got the attempt's id {attempt[:80]!r}, expected one such as 'rp-train-0123456789-a1'"
+        raise LaunchError(msg)
+
+
 def folder_of(root: Path, attempt: str) -> Path:
     """Return the folder of an attempt.
 
     Raises:
         LaunchError: The id is none; it may come from the store, and names a folder here.
     """
-    if not _ATTEMPT.fullmatch(attempt):
-        msg = f"got the attempt's id {attempt[:80]!r}, expected one such as 'rp-train-0123456789-a1'"
-        raise LaunchError(msg)
+    check_attempt(attempt)
     return root / attempt
 
 

@@ -4,7 +4,7 @@
 ``tasks``             ``@torch_task``, ``@ray_tune_task`` and the like; `stage_task` for scripts and modules
 ``running``           `run_stage` and `arun_stage`, in a flow and outside of one
 ``services``          `service` and `aservice`: a temporary cluster for one flow run
-``blocks``            `RallypointStore`, `RallypointLauncher`, `RallypointRayCluster`
+``blocks``            `RallypointStore`, `RallypointLauncher`, `RallypointRayCluster`, `RallypointSSHHosts`
 ``retries``           `retry_condition`: what a retry cannot help is not retried
 ``reaper``            stops the jobs of cancelled flow runs whose process is gone
 ``guard``             stops the job of a cancelled run whose task runner has ended the waiting process
@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 try:
     # Prefect's servers and workers load this package for its blocks, so that these are found where it looks for them.
-    from rallypoint.prefect.blocks import RallypointLauncher, RallypointRayCluster, RallypointStore
+    from rallypoint.prefect.blocks import (
+        RallypointLauncher,
+        RallypointRayCluster,
+        RallypointSSHHosts,
+        RallypointStore,
+    )
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "prefect":
         raise
@@ -72,6 +77,7 @@ _HOMES = {
 __all__ = [
     "RallypointLauncher",
     "RallypointRayCluster",
+    "RallypointSSHHosts",
     "RallypointStore",
     "StageOptions",
     "StageTask",

@@ -13,7 +13,8 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict  # noqa: TC002 - pydantic reads it
 from pydantic import Field, SecretStr, field_validator
 
-from rallypoint.errors import StoreError
+from rallypoint.errors import LaunchError, StoreError
+from rallypoint.launchers.ssh.address import Address
 
 _DOCS = "https://docs.prefect.io/latest/develop/blocks"
 
@@ -150,6 +151,46 @@ class RallypointRayCluster(Block):
         if self.headers:
             given["headers"] = {name: str(value) for name, value in self.headers.get_secret_value().items()}
         return given
+
+
+class RallypointSSHHosts(Block):
+    """Hosts that are reached by SSH as the place where stages' jobs run.
+
+    Args:
+        uri: ``ssh://user@host1,host2?root=/var/lib/rallypoint/runs``, without any secret.
+        password: The password.
+        private_key: The text of a private key.
+        passphrase: Of the private key.
+        host_keys: The hosts' keys as the text of a ``known_hosts`` file; ``~/.ssh/known_hosts`` by default.
+        options: Further options of the launcher, such as ``hosts`` (more about hosts by their names).
+    """
+
+    _block_type_name = "Rallypoint SSH Hosts"
+    _block_type_slug = "rallypoint-ssh-hosts"
+    _documentation_url: ClassVar[Any] = _DOCS
+    _description = "Hosts that are reached by SSH, where Rallypoint starts the jobs of stages."
+
+    uri: str = Field(description="ssh://user@host1,host2?root=/var/lib/rallypoint/runs, without any secret")
+    password: SecretStr | None = Field(default=None, description="The password")
+    private_key: SecretStr | None = Field(default=None, description="The text of a private key")
+    passphrase: SecretStr | None = Field(default=None, description="The passphrase of the private key")
+    host_keys: str | None = Field(default=None, description="The hosts' keys as the text of a known_hosts file")
+    python: str | None = Field(default=None, description="The hosts' interpreter")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further options, such as hosts")
+
+    @field_validator("uri")
+    @classmethod
+    def _is_hosts(cls, value: str) -> str:
+        try:
+            return Address.from_uri(value).uri
+        except LaunchError as error:
+            raise ValueError(str(error)) from None
+
+    def launcher_options(self) -> dict[str, Any]:
+        """Return what the launcher takes beside its URI. It holds secrets."""
+        secrets = {name: getattr(self, name) for name in ("password", "private_key", "passphrase")}
+        given = {name: value.get_secret_value() for name, value in secrets.items() if value is not None}
+        return {**self.options, **given, **({"host_keys": self.host_keys} if self.host_keys else {})}
 
 
 def credentials_options(block: Any) -> dict[str, str]:

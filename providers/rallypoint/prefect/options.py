@@ -28,7 +28,7 @@ class StageOptions:
 
     Args:
         store: A RallypointStore block, the name of one, or a URI; see `rallypoint.prefect.places.find_place`.
-        launcher: A RallypointLauncher or RallypointRayCluster block, the name of one, or a URI.
+        launcher: A RallypointLauncher, RallypointRayCluster or RallypointSSHHosts block, the name of one, or a URI.
         resume: When checkpoints of earlier attempts are used: ``"if_same_work"``, ``"always"`` or ``"never"``.
         rerun: Run the stage again although it has succeeded before.
         poll_interval: Seconds between looks at the job.

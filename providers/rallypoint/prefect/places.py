@@ -15,7 +15,7 @@ from prefect.variables import Variable
 
 from rallypoint.errors import LaunchError, StoreError
 from rallypoint.launchers.registry import Reopenable, open_launcher
-from rallypoint.prefect.blocks import RallypointLauncher, RallypointRayCluster, RallypointStore
+from rallypoint.prefect.blocks import RallypointLauncher, RallypointRayCluster, RallypointSSHHosts, RallypointStore
 from rallypoint.stages.place import Place, local_launcher, with_python
 from rallypoint.stages.store import Store
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rallypoint.launchers.base import Launcher
 
 StoreLike: TypeAlias = RallypointStore | str | os.PathLike[str]
-LauncherBlock: TypeAlias = RallypointLauncher | RallypointRayCluster
+LauncherBlock: TypeAlias = RallypointLauncher | RallypointRayCluster | RallypointSSHHosts
 LauncherLike: TypeAlias = LauncherBlock | str
 
 STORE_VARIABLE, LAUNCHER_VARIABLE = "RALLYPOINT_STORE", "RALLYPOINT_LAUNCHER"  # the command line reads them too
@@ -60,8 +60,9 @@ async def find_place(store: StoreLike | None = None, launcher: LauncherLike | No
 async def find_launcher(uri: str, place: Place) -> Launcher:
     """Return the launcher of an attempt's record with the credentials for its host.
 
-    They are those of the place's launcher, or of a saved `RallypointRayCluster` block of that host: what stops a job
-    need not be configured as the task that started it was. Credentials reach no other host than their own.
+    They are those of the place's launcher, or of a saved `RallypointRayCluster` or `RallypointSSHHosts` block of that
+    host: what stops a job need not be configured as the task that started it was. Credentials reach no other host than
+    their own.
 
     Args:
         uri: The launcher's URI, as the record has it.
@@ -76,7 +77,7 @@ async def find_launcher(uri: str, place: Place) -> Launcher:
     own = open_launcher(place.launcher, place.launcher_options or None)
     if isinstance(own, Reopenable) and (found := own.reopen(uri)) is not None:
         return found
-    async for block in _ray_clusters():
+    async for block in _with_credentials():
         with suppress(LaunchError):  # a block that is wrong is of no other host's concern
             saved = open_launcher(block.uri, block.launcher_options())
             if isinstance(saved, Reopenable) and (found := saved.reopen(uri)) is not None:
@@ -84,21 +85,21 @@ async def find_launcher(uri: str, place: Place) -> Launcher:
     return plain
 
 
-async def _ray_clusters() -> AsyncIterator[RallypointRayCluster]:
-    """Yield the saved blocks of Ray clusters."""
-    slug = RallypointRayCluster.get_block_type_slug()
-    async with get_client() as client:
-        try:
-            documents = await client.read_block_documents_by_type(slug, include_secrets=False)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == HTTPStatus.NOT_FOUND:  # none was ever saved
-                return
-            raise
-    for document in documents:
-        if document.name and not document.is_anonymous:
-            block = await _load(document.name, RallypointRayCluster)
-            if isinstance(block, RallypointRayCluster):
-                yield block
+async def _with_credentials() -> AsyncIterator[RallypointRayCluster | RallypointSSHHosts]:
+    """Yield the saved blocks of launchers that take credentials."""
+    for kind in (RallypointRayCluster, RallypointSSHHosts):
+        async with get_client() as client:
+            try:
+                documents = await client.read_block_documents_by_type(kind.get_block_type_slug(), include_secrets=False)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code == HTTPStatus.NOT_FOUND:  # none was ever saved
+                    continue
+                raise
+        for document in documents:
+            if document.name and not document.is_anonymous:
+                block = await _load(document.name, kind)
+                if isinstance(block, RallypointRayCluster | RallypointSSHHosts):
+                    yield block
 
 
 async def _configured(variable: str) -> str | None:
@@ -137,7 +138,8 @@ async def _launcher(given: LauncherLike | None) -> LauncherBlock | None:
     try:
         block = await _load(given, RallypointLauncher)
     except ValueError as error:
-        expected = 'a URI, the name of a RallypointLauncher block, or "rallypoint-ray-cluster/NAME"'
+        others = '"rallypoint-ray-cluster/NAME" or "rallypoint-ssh-hosts/NAME"'
+        expected = f"a URI, the name of a RallypointLauncher block, {others}"
         msg = f"got the launcher {given!r}, expected {expected}: {_first_line(error)}"
         raise LaunchError(msg) from error
     if not isinstance(block, LauncherBlock):

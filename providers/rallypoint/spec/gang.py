@@ -28,6 +28,7 @@ class Macro:
     REPLICA = "${rallypoint:replica}"  # the number of this replica in its role, from 0
     NODES = "${rallypoint:nodes}"  # the role's replicas as placed: "2", or "1:4" where replicas may come and go
     HOST = "${rallypoint:host}"  # the address of the gang's first process, as the others reach it
+    ADDRESS = "${rallypoint:address}"  # the address of this process's own host, as the others reach it
 
     @staticmethod
     def port(name: str) -> str:
@@ -91,6 +92,11 @@ class Role:
     def least(self) -> int:
         """How many processes have to run at the least."""
         return self.replicas if self.min_replicas is None else self.min_replicas
+
+    @property
+    def elastic(self) -> bool:
+        """Whether its processes may come and go."""
+        return self.least < self.replicas
 
     def to_json(self) -> dict[str, Any]:
         """Return the role as a JSON object."""

@@ -10,6 +10,10 @@ import io
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ARCHIVE = "rallypoint.zip"
 _PARTS = ("__init__.py", "errors.py", "worker", "frameworks", "examples", "spec")
@@ -22,15 +26,28 @@ def archive() -> bytes:
     """Return the zip's bytes."""
     import cloudpickle  # noqa: PLC0415 - DAG files import this module, and only a task needs it
 
-    package = Path(__file__).resolve().parent.parent
     pickle = Path(cloudpickle.__file__).resolve().parent
-    files = [file for part in _PARTS for file in _sources(package / part)]
+    others = {(Path(pickle.name) / file.relative_to(pickle)).as_posix(): file.read_bytes() for file in _sources(pickle)}
+    return pack(_PARTS, others)
+
+
+def pack(parts: Sequence[str], others: Mapping[str, bytes]) -> bytes:
+    """Return a zip that Python imports from; of the same content it has the same bytes.
+
+    Args:
+        parts: Files and folders of this package.
+        others: Further files, by their names in the zip.
+    """
+    package = Path(__file__).resolve().parent.parent
+    files = {
+        (Path(package.name) / file.relative_to(package)).as_posix(): file.read_bytes()
+        for part in parts
+        for file in _sources(package / part)
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
-        for root, sources in ((package, files), (pickle, _sources(pickle))):
-            for file in sources:
-                info = zipfile.ZipInfo((Path(root.name) / file.relative_to(root)).as_posix(), date_time=_EPOCH)
-                target.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED, _LEVEL)
+        for name, data in {**files, **others}.items():
+            target.writestr(zipfile.ZipInfo(name, date_time=_EPOCH), data, zipfile.ZIP_DEFLATED, _LEVEL)
     return buffer.getvalue()
 
 

@@ -132,6 +132,37 @@ BY_REASON = {
         retry_after=0,
     ),
     "error": LAUNCH,
+    "preflight": PREFLIGHT,
+    "preempted": FailureRule(
+        "preempted",
+        Kind.RETRYABLE,
+        "another job took its place; the retry continues from the last checkpoint",
+        retry_after=0,
+    ),
+    "time limit": FailureRule(
+        "the job's time limit was reached",
+        Kind.RETRYABLE,
+        "the retry continues from the last checkpoint; give the job more time, or more runs with requeue=",
+        retry_after=0,
+    ),
+    "requeued too often": FailureRule(
+        "it was put back into the queue too often",
+        Kind.RETRYABLE,
+        "see why its runs end early; requeue= says how many there may be",
+        retry_after=60,
+    ),
+    "out of memory": FailureRule(
+        "out of memory", Kind.RETRYABLE, "give the job more memory, or make the batches smaller", retry_after=60
+    ),
+    "deadline": FailureRule(
+        "its deadline passed", Kind.USER, "the cluster runs it no more: submit it with a later deadline"
+    ),
+    "host lost": FailureRule(
+        "a host was lost",
+        Kind.RETRYABLE,
+        "look at the host; the retry continues from the last checkpoint on those that answer",
+        retry_after=0,
+    ),
 }
 
 

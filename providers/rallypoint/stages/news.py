@@ -44,6 +44,7 @@ class Narrator:
 
     def __init__(self) -> None:
         self._lines = Lines()
+        self._round, self._size = 0, 0  # the next round that is told, and the size of the last one
 
     def opening(self, started: Started, stage: str) -> Iterator[News]:
         """Tell what was decided about a stage, and where it runs."""
@@ -56,7 +57,8 @@ class Narrator:
 
     def tell(self, update: Update) -> Iterator[News]:
         """Tell what is new."""
-        said = [news for event in update.events for news in _event(event)]
+        said = list(self._worlds(update))
+        said += [news for event in update.events for news in _event(event)]
         yield from said[:_MAX_LINES]  # the first failure is the cause of the others
         if len(said) > _MAX_LINES:
             yield News(f"… {len(said) - _MAX_LINES} more lines about events left out here")
@@ -76,6 +78,17 @@ class Narrator:
         if update.outcome is not None:
             for process, line in self._lines.left():
                 yield News(line[:_MAX_LINE], process=process)
+
+    def _worlds(self, update: Update) -> Iterator[News]:
+        """Tell how the number of ranks has changed: an elastic gang lost a host or took one in."""
+        for world in update.view.worlds:
+            if world.restart >= self._round:
+                if self._size and self._size != world.size:
+                    change = f"world size {self._size} → {world.size}"
+                    yield News(
+                        f"{change} (round {world.restart}): it goes on from the last checkpoint", logging.WARNING
+                    )
+                self._round, self._size = world.restart + 1, world.size
 
 
 def _event(event: Event) -> Iterator[News]:

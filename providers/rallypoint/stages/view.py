@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _MAX_FAILURES = 200  # a gang of thousands can fail at once; the first ones tell the cause
 _MAX_LINES = 1_000  # metrics, artifacts and links that are kept
+_MAX_SIZES = 20  # of worlds that are shown
 _MAX_NAME = 200  # characters of a name
 _MAX_TEXT = 2_000  # characters of a URI, or of any other value but the result
 _MAX_ADDRESS = 16_000  # characters of a service's address, which travels from stage to stage
@@ -46,6 +48,21 @@ class ProcessView:
     exit_code: int | None = None
 
 
+@dataclass(frozen=True)
+class World:
+    """A world of ranks that an attempt has had.
+
+    Args:
+        restart: Its round of restarts.
+        size: How many ranks it has.
+        began: When the first of them opened, in seconds since the epoch.
+    """
+
+    restart: int
+    size: int
+    began: float
+
+
 @dataclass
 class AttemptView:
     """What an attempt's events say so far."""
@@ -62,6 +79,7 @@ class AttemptView:
     result: Any = None
     ready: dict[str, Any] | None = None
     failures: list[Event] = field(default_factory=list)
+    worlds: list[World] = field(default_factory=list)
 
     def apply(self, events: Iterable[Event]) -> None:
         """Take in events; kinds that are not known are ignored."""
@@ -80,6 +98,12 @@ class AttemptView:
         return " ".join(words)[:_MAX_TEXT]
 
     @property
+    def world_line(self) -> str:
+        """How the number of ranks has changed, such as ``2 → 1 → 2``; empty if it never has."""
+        sizes = [size for size, _ in groupby(world.size for world in self.worlds)]
+        return " → ".join(map(str, sizes[-_MAX_SIZES:])) if len(sizes) > 1 else ""
+
+    @property
     def last_round(self) -> list[ProcessView]:
         """The ranks of the newest round of restarts."""
         ranks = [process for process in self.processes.values() if process.kind == "rank"]
@@ -94,6 +118,8 @@ class AttemptView:
 
     def _on_opened(self, event: Event) -> None:
         data = event.data
+        if event.process in self.processes:  # its job was put back into the queue: what it said before is over
+            self.failures = [failure for failure in self.failures if failure.process != event.process]
         self.processes[event.process] = ProcessView(
             name=event.process,
             kind=_text(data, "kind")[:_MAX_NAME] or "process",
@@ -104,6 +130,12 @@ class AttemptView:
             world_size=_number(data, "world_size"),
             restart=_number(data, "restart") or 0,
         )
+
+        opened = self.processes[event.process]
+        newest = self.worlds[-1].restart if self.worlds else -1
+        if opened.kind == "rank" and opened.world_size and opened.restart > newest:
+            # Rounds are told apart, not sizes: a world of the same size may have other hosts.
+            self.worlds = [*self.worlds[-_MAX_LINES + 1 :], World(opened.restart, opened.world_size, event.time)]
 
     def _on_closed(self, event: Event) -> None:
         code = _number(event.data, "exit_code")

@@ -12,24 +12,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rallypoint.worker.variables import (
+    ADDRESS,
     ATTEMPT_ID,
     EVENTS_URI,
+    INCARNATION,
     LEASE_URI,
     LOGS_DIR,
     PROCESS,
     RESTART,
+    ROUNDS,
     RUN_DIR,
     STAGE,
     STAGE_FILE,
 )
 
 __all__ = [
+    "ADDRESS",
     "ATTEMPT_ID",
     "EVENTS_URI",
+    "INCARNATION",
     "LEASE_URI",
     "LOGS_DIR",
     "PROCESS",
     "RESTART",
+    "ROUNDS",
     "RUN_DIR",
     "STAGE",
     "STAGE_FILE",
@@ -60,7 +66,7 @@ class Placement:
             rank=number("RANK", 0),
             local_rank=number("LOCAL_RANK", 0),
             world_size=number("WORLD_SIZE", 1),
-            restart=number(RESTART, number("TORCHELASTIC_RESTART_COUNT", 0)),
+            restart=number(ROUNDS, 0) + number(RESTART, number("TORCHELASTIC_RESTART_COUNT", 0)),
         )
 
 

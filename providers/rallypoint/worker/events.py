@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_LINE = 1 << 20  # bytes of one line; the reader refuses a longer one
 PART_SIZE = 1 << 20  # bytes after which a bucket's event file is continued in a new object
 UPLOAD_INTERVAL = 2.0  # seconds
+_PARTS_OF_A_RUN = 1_000  # numbers of parts that one run of a job has for itself
 
 
 class EventTooLargeError(ValueError):
@@ -133,7 +134,8 @@ class _Bucket:
 
         self._bucket = Bucket(uri)
         self._process = process
-        self._part = 0
+        # A process that starts again in the same attempt has the same name, and must not replace what it wrote before.
+        self._part = _PARTS_OF_A_RUN * int(os.environ.get(context.INCARNATION) or 0)
         self._lines = bytearray()  # of this part
         self._uploaded = 0  # bytes of this part
         self._appending = threading.Lock()

@@ -72,6 +72,14 @@ def of_run(run_dir: str) -> list[int]:
     return [pid for pid in pids if environment(pid).get(variables.RUN_DIR) == run_dir and start_time(pid) is not None]
 
 
+def gpus() -> int:
+    """Return how many NVIDIA GPUs this host has."""
+    try:
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 0
+
+
 def label(pid: int) -> str:
     """Return what to call a process of a gang: its rank, or its name in the gang."""
     values = environment(pid)

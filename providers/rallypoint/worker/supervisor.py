@@ -6,7 +6,7 @@ folder, by which any later process finds it:
 ``supervisor.lock``  held (flock) while it lives: two supervisors of one attempt are impossible
 ``started.json``     pid and start time, written before the first process starts; a run with it never starts again
 ``heartbeat.json``   rewritten every few seconds, for readers on other hosts
-``cancel.json``      put there by whoever wants it ended
+``cancel.json``      put there by whoever wants it ended; ``"reason"`` says whether it only follows another node's end
 ``ended.json``       how every process ended; written before what they left behind is killed
 ``final.json``       the same; written last
 """
@@ -26,8 +26,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.worker import faults, hostprocs
-from rallypoint.worker.ports import free_ports
+from rallypoint.worker import faults, hostprocs, variables
+from rallypoint.worker.ports import EVERYWHERE, free_ports
 
 if TYPE_CHECKING:
     from rallypoint.worker.lease import LeaseWatch
@@ -69,11 +69,14 @@ class Supervisor:
         faults.reach("supervisor-after-started")
         self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-        reason, message = "cancelled", "it was cancelled before it started"
-        if not self._cancelled():
+        cancel = self._cancelled() or {}
+        reason, message = str(cancel.get("reason", "cancelled")), "it was cancelled before it started"
+        if not cancel:
             try:
                 self._start()
                 reason, message = self._watch()
+            except _GivenUpError as error:
+                reason, message = str(error), ""
             except (OSError, ValueError) as error:
                 reason, message = "error", f"the supervisor could not start the processes: {error}"
         faults.reach("supervisor-before-ended")
@@ -103,13 +106,11 @@ class Supervisor:
         }
 
     def _start(self) -> None:
-        names = self.spec["ports"]
-        free = zip(names, free_ports(len(names)), strict=True)
-        ports = {f"${{rallypoint:port.{name}}}": str(port) for name, port in free}
+        values = self._values()
         for process in self.spec["processes"]:
-            argv = [_replace(word, ports) for word in process["argv"]]
+            argv = [_replace(word, values) for word in process["argv"]]
             # The supervisor's own environment is the job's base: it holds the secrets, which no file does.
-            env = {**os.environ, **{name: _replace(value, ports) for name, value in process["env"].items()}}
+            env = {**os.environ, **{name: _replace(value, values) for name, value in process["env"].items()}}
             log = os.open(self._path("logs", f"{process['name']}.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             child = subprocess.Popen(
                 argv,
@@ -124,6 +125,41 @@ class Supervisor:
             os.close(log)
             self.children[child.pid] = process["name"]
             child.returncode = 0  # this loop reaps it, not Popen
+
+    def _values(self) -> dict[str, str]:
+        """Return what only this moment knows: free ports, and where the gang's nodes are.
+
+        Where the nodes learn of each other through a shared folder, the first one picks the ports and says so in a
+        file; the others wait for it.
+        """
+        names, meeting = self.spec["ports"], self.spec.get("meeting")
+        address = self.spec.get("address") or os.environ.get(variables.ADDRESS, "")
+        if meeting is None or meeting["leads"]:
+            ports = dict(zip(names, free_ports(len(names), EVERYWHERE if meeting else address), strict=True))
+            found: dict[str, Any] = {"v": 1, "host": address, "ports": ports}
+            if meeting is not None:
+                write_json(meeting["file"], found)
+        else:
+            found = self._met(meeting)
+        return {
+            "${rallypoint:host}": str(found["host"]),
+            "${rallypoint:address}": address,
+            **{f"${{rallypoint:port.{name}}}": str(found["ports"][name]) for name in names},
+        }
+
+    def _met(self, meeting: dict[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + float(meeting["timeout"])
+        while (found := read_json(meeting["file"])) is None:
+            self._beat()
+            if cancel := self._cancelled():
+                raise _GivenUpError(cancel.get("reason", "cancelled"))
+            if time.monotonic() > deadline:
+                msg = f"the first node did not say where it is within {float(meeting['timeout']):g} s"
+                raise ValueError(msg)
+            received = signal.sigtimedwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, TICK)
+            if received:
+                raise _GivenUpError("terminated")
+        return found
 
     def _in_child(self) -> None:
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -145,8 +181,11 @@ class Supervisor:
                 return "failed", ""
             received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, TICK)
             if cancel := self._cancelled():
+                reason, message = str(cancel.get("reason", "cancelled")), str(cancel.get("message", ""))
+                if reason == "stalled":
+                    message += f"; every process on {socket.gethostname()} was doing this:\n\n{self._stacks()}"
                 self._terminate(float(cancel.get("grace", self.spec["grace"])))
-                return "cancelled", str(cancel.get("message", ""))
+                return reason, message
             if received and received.si_signo != signal.SIGCHLD:
                 self._terminate(float(self.spec["grace"]))
                 return "terminated", f"the supervisor received {signal.Signals(received.si_signo).name}"
@@ -221,14 +260,7 @@ class Supervisor:
         limit = self.spec["stall_timeout"]
         if limit is None:
             return None
-        newest = os.stat(self._path("started.json")).st_mtime
-        for folder in (self._path("logs"), self.spec["events_dir"]):
-            try:
-                with os.scandir(folder) if folder else _nothing() as entries:
-                    newest = max([newest, *(entry.stat().st_mtime for entry in entries)])
-            except FileNotFoundError:
-                continue
-        silent = time.time() - newest
+        silent = silent_for(self.run_dir, self.spec["events_dir"])
         return silent if silent >= limit else None
 
     def _stacks(self) -> str:
@@ -259,6 +291,10 @@ class Supervisor:
         return os.path.join(self.run_dir, *parts)
 
 
+class _GivenUpError(Exception):
+    """It was asked to end before it had started anything; the text is the reason for the record."""
+
+
 class _nothing:  # noqa: N801 - stands where `os.scandir` does
     def __enter__(self) -> tuple[()]:
         return ()
@@ -276,6 +312,23 @@ def _watch_lease(uri: str, seconds: float) -> LeaseWatch:
     if sys.flags.no_site:
         site.main()  # a bucket's client is in site-packages
     return LeaseWatch(uri, seconds)
+
+
+def silent_for(run_dir: str, events_dir: str | None) -> float:
+    """Return for how many seconds the processes of a run have neither written a line nor reported an event.
+
+    Args:
+        run_dir: The run folder; its supervisor has started.
+        events_dir: The folder of their events; None if they go to a bucket.
+    """
+    newest = os.stat(os.path.join(run_dir, "started.json")).st_mtime
+    for folder in (os.path.join(run_dir, "logs"), events_dir):
+        try:
+            with os.scandir(folder) if folder else _nothing() as entries:
+                newest = max([newest, *(entry.stat().st_mtime for entry in entries)])
+        except FileNotFoundError:
+            continue
+    return time.time() - newest
 
 
 def signal_name(number: int) -> str:

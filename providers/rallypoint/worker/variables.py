@@ -12,4 +12,8 @@ ATTEMPT_ID = "RALLYPOINT_ATTEMPT"  # the attempt's id
 # would not do: two Airflows on one host may run the same DAG for the same date.
 RUN_DIR = "RALLYPOINT_RUN_DIR"
 PROCESS = "RALLYPOINT_PROCESS"  # the name of the gang's process, such as "agent-0"
+ADDRESS = "RALLYPOINT_ADDRESS"  # of a node's supervisor: this host as the others reach it, where the spec cannot say
+# How many rounds of its ranks an attempt has had before a batch system put its job back into the queue.
+ROUNDS = "RALLYPOINT_ROUNDS"
+INCARNATION = "RALLYPOINT_INCARNATION"  # how often this process was started before in the same attempt
 RESTART = "RALLYPOINT_RESTART"  # how often a rank's world was started anew, where it is not torchrun that counts

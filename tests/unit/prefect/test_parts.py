@@ -23,7 +23,13 @@ from rallypoint.errors import (
     StageUserError,
     StoreError,
 )
-from rallypoint.prefect import RallypointLauncher, RallypointRayCluster, RallypointStore, retry_condition
+from rallypoint.prefect import (
+    RallypointLauncher,
+    RallypointRayCluster,
+    RallypointSSHHosts,
+    RallypointStore,
+    retry_condition,
+)
 from rallypoint.prefect.blocks import credentials_options
 from rallypoint.prefect.picture import draw
 from rallypoint.prefect.runs import Run, Verdict, look, owner_flow_run
@@ -236,6 +242,19 @@ def test_a_ray_cluster_block_is_a_launcher():
     for url in ("ray-head:8265", "http://user:word@ray-head"):
         with pytest.raises(ValidationError):
             RallypointRayCluster(url=url)
+
+
+def test_a_block_of_ssh_hosts_is_a_launcher_and_shows_no_secret():
+    uri = "ssh://ml@h1,h2?root=/runs"
+    block = RallypointSSHHosts(uri=uri, password="hunter2", host_keys="h1 ssh-ed25519 AAAA", options={"port": 23})
+    assert block.launcher_options() == {"password": "hunter2", "host_keys": "h1 ssh-ed25519 AAAA", "port": 23}
+    assert "hunter2" not in repr(block) + block.uri
+    from rallypoint.launchers.registry import open_launcher
+
+    assert open_launcher(block.uri, block.launcher_options()).uri == uri
+    for wrong in ("ssh://h1", "ssh://me:hunter2@h1?root=/runs", "local:///runs"):
+        with pytest.raises(ValidationError):
+            RallypointSSHHosts(uri=wrong)
 
 
 def test_a_launcher_block_names_a_launcher():

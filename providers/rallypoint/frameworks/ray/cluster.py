@@ -94,7 +94,7 @@ class RayNodes(ServiceJob):
         return self._role("worker", {**shared, **settings}, replicas=self.workers, resources=asked)
 
     def _role(self, name: str, settings: Mapping[str, Any], **more: Any) -> Role:
-        words = {"ip": Macro.HOST, "attempt": Macro.ATTEMPT, "start_timeout": self.start_timeout, **settings}
+        words = {"ip": Macro.ADDRESS, "attempt": Macro.ATTEMPT, "start_timeout": self.start_timeout, **settings}
         argv = (Macro.PYTHON, "-m", _DRIVER, name, json.dumps(words, sort_keys=True))
         return Role(name=name, argv=argv, env=dict(self.env), **more)
 

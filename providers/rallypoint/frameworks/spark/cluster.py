@@ -83,7 +83,7 @@ class SparkDaemons(ServiceJob):
 
     def _role(self, name: str, settings: Mapping[str, Any], **more: Any) -> Role:
         shared = {
-            "host": Macro.HOST,
+            "host": Macro.ADDRESS,
             "conf": conf_of(self.conf, {}),
             "secret_conf": dict(self.secret_conf),
             "start_timeout": self.start_timeout,

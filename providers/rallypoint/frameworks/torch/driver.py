@@ -12,17 +12,22 @@ from typing import Any
 
 from rallypoint.worker import context, process
 from rallypoint.worker.entry import run_entry
+from rallypoint.worker.network import interface_of
 
-_LOOPBACK = "127.0.0.1"
+_HOSTED_BY_FIRST = "is_host=first"
 
 
 def agent(argv: list[str]) -> int:
     """Run torchrun's agent on this node and report the ranks that it saw die."""
-    if f"--local-addr={_LOOPBACK}" in argv and sys.platform == "linux":
-        # A host name may resolve to loopback while gloo's first interface does not: the process group then hangs in
-        # its set-up without a word. A gang on one host needs no other interface.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # Ranks that share the rendezvous' store can hang in their set-up after a restart (pytorch#135712).
+    argv = [_hosted(word) for word in argv]
+    address = next((word.partition("=")[2] for word in argv if word.startswith("--local-addr=")), "")
+    if name := interface_of(address):
+        # A host name may resolve to an address that the other ranks do not reach while gloo takes the first interface:
+        # the process group then hangs in its set-up without a word.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("TP_SOCKET_IFNAME", name)
+    # Ranks that share the store of the rendezvous can hang in their set-up after a restart (pytorch#135712), and an
+    # agent that joins later waits in vain for an address that the first one published for an earlier round.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     if "--nproc-per-node=1" not in argv:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own choice, without its warning
@@ -43,11 +48,41 @@ def rank(argv: list[str]) -> int:
     )
 
 
+def _hosted(word: str) -> str:
+    """Say in the rendezvous' settings whether this agent holds its store."""
+    if not word.startswith("--rdzv-conf="):
+        return word
+    first = os.environ.get(context.PROCESS, "agent-0").endswith("-0")
+    return word.replace(_HOSTED_BY_FIRST, f"is_host={str(first).lower()}")
+
+
 def _torchrun(argv: list[str]) -> None:
     from torch.distributed.run import parse_args
     from torch.distributed.run import run as torchrun
 
+    _count_rounds()
     torchrun(parse_args(argv))
+
+
+def _count_rounds() -> None:
+    """Have the ranks know the round of the rendezvous that they belong to.
+
+    torchrun's own count of restarts is each agent's own, and stays the same when a node comes or goes: the ranks of two
+    worlds would have the same names. The round is the same on every node. Where a torch keeps it elsewhere, its count
+    of restarts is what remains.
+    """
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+
+    join = DynamicRendezvousHandler.next_rendezvous
+
+    def next_rendezvous(self: Any) -> Any:
+        found = join(self)
+        number = getattr(getattr(getattr(self, "_state_holder", None), "state", None), "round", None)
+        if isinstance(number, int):
+            os.environ[context.RESTART] = str(number)  # the ranks that the agent starts next inherit it
+        return found
+
+    DynamicRendezvousHandler.next_rendezvous = next_rendezvous  # type: ignore[method-assign]
 
 
 def _recorded(argv: list[str]) -> Any:

@@ -16,6 +16,9 @@ _NNODES = re.compile(r"^(\d+)(?::(\d+))?$")
 _NPROC_WORDS = ("auto", "gpu", "cpu")
 _START_METHODS = ("spawn", "fork", "forkserver")
 _BACKENDS = ("c10d", "etcd", "etcd-v2", "static")
+# The value of `is_host` that the driver turns into true on the first agent and into false on the others: torchrun would
+# guess it from host names, which need not resolve.
+HOSTED_BY_FIRST = "first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,9 @@ class TorchElastic(Job):
     their budget is spent. Both continue from the last checkpoint.
 
     Args:
-        nnodes: Nodes: ``"2"``, or an elastic range ``"1:4"``. On one machine the least number runs.
+        nnodes: Nodes: ``"2"``, or an elastic range ``"1:4"``. On one machine the least number runs, on several hosts as
+            many as there are: the training starts with those that come within `rdzv_timeout` and goes on with the least
+            number if others are lost, which take up restarts of `max_restarts`.
         nproc_per_node: Workers per node: a number, ``"auto"``, ``"gpu"`` or ``"cpu"``.
         max_restarts: How often torchrun restarts the workers within one attempt.
         monitor_interval: Seconds between torchrun's looks at its workers.
@@ -101,6 +106,8 @@ class TorchElastic(Job):
         least, most = self.nodes
         conf = {"join_timeout": f"{self.rdzv_timeout:g}", "timeout": f"{self.rdzv_timeout:g}", **self.rdzv_conf}
         endpoint = self.rdzv_endpoint or f"{Macro.HOST}:{Macro.port('rdzv')}"
+        if not self.rdzv_endpoint and self.rdzv_backend == "c10d":
+            conf = {"is_host": HOSTED_BY_FIRST, **conf}
         agent = Role(
             name="agent",
             replicas=most,
@@ -122,7 +129,7 @@ class TorchElastic(Job):
                 f"--rdzv-endpoint={endpoint}",
                 f"--rdzv-id={Macro.ATTEMPT}",
                 f"--rdzv-conf={','.join(f'{key}={value}' for key, value in sorted(conf.items()))}",
-                f"--local-addr={Macro.HOST}",
+                f"--local-addr={Macro.ADDRESS}",
                 "-m",
                 "rallypoint.frameworks.torch.driver",
                 "rank",

@@ -1,0 +1,192 @@
+"""The job that a gang becomes: how many nodes, which request to sbatch, and what its batch script finds."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from rallypoint.errors import PreflightError
+from rallypoint.launchers.nodes import Shape
+from rallypoint.launchers.placement import Node, members, place_on
+from rallypoint.launchers.supervised import GRACE
+from rallypoint.spec.shipment import ARCHIVE
+from rallypoint.worker import context
+from rallypoint.worker.slurm import PLACEMENTS, SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rallypoint.launchers.slurm.address import Ask
+    from rallypoint.spec.gang import Gang
+
+SCRIPT_NAME, SHAPES = "job.sh", "shapes.json"
+SETUP, ARCHIVE_PATH = "RALLYPOINT_SETUP", "RALLYPOINT_ARCHIVE"
+# The same for every job: what differs comes as arguments and variables, so nothing has to be quoted.
+SCRIPT = b"""#!/bin/bash
+trap "" USR1 USR2  # until the last line's program listens for them
+if [ -n "${RALLYPOINT_SETUP:-}" ]; then . "$RALLYPOINT_SETUP" || exit 1; fi
+export PYTHONPATH="$RALLYPOINT_ARCHIVE"
+exec "$@"
+"""
+MEETING_TIMEOUT = 600.0  # seconds within which the first node has to say where it is
+_MARGIN = 15.0  # of the warning's seconds, those in which the records are written and the job is put back
+_MEBIBYTE = 1 << 20
+_MOST_SIZES = 256  # of an elastic gang: each has its own placement
+
+
+def node_range(gang: Gang, ask: Ask) -> tuple[int, int]:
+    """Return the least and the largest number of nodes that a gang's job may have.
+
+    Raises:
+        PreflightError: More nodes are asked for than it has processes, or a range for a gang of one size.
+    """
+    least, most = sum(role.least for role in gang.roles), sum(role.replicas for role in gang.roles)
+    wanted = ask.range_of_nodes
+    if wanted is None:
+        return max(least, most - _MOST_SIZES), most
+    if wanted[1] > most or wanted[1] - wanted[0] > _MOST_SIZES:
+        msg = f"got nodes={ask.nodes!r} for a gang of {most} processes, expected no more nodes than processes"
+        raise PreflightError(msg)
+    if wanted[0] < wanted[1] and least == most:
+        msg = f"got nodes={ask.nodes!r} for a gang of one size, expected one number"
+        raise PreflightError(msg)
+    return wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A gang, and the job that it becomes.
+
+    Args:
+        gang: The gang.
+        attempt: The attempt's id.
+        folder: The attempt's folder.
+        partition: The partition; empty for the cluster's default.
+        ask: What the job asks of Slurm.
+        python: The interpreter on the nodes.
+
+    Raises:
+        PreflightError: So many nodes are none for this gang.
+    """
+
+    gang: Gang
+    attempt: str
+    folder: str
+    partition: str
+    ask: Ask
+    python: str
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of nodes that the job may get."""
+        least, most = node_range(self.gang, self.ask)
+        return range(least, most + 1)
+
+    @property
+    def together(self) -> bool:
+        """Whether the gang needs every one of its processes."""
+        return all(not role.elastic and not role.may_lose for role in self.gang.roles)
+
+    @property
+    def runs_again(self) -> int:
+        """How often the job may go back into the queue. A service that came back would have another address."""
+        return 0 if self.gang.service else self.ask.requeue
+
+    def placements(self) -> dict[str, Any]:
+        """Return the processes of every node, for each number of nodes that the job may get."""
+        node = Node(run_dir=self.folder, python=self.python, address=None)
+        return {str(size): place_on(self.gang, attempt=self.attempt, nodes=[node] * size) for size in self.sizes}
+
+    def shapes(self) -> dict[str, Any]:
+        """Return what the loss of a node means, for each number of nodes that the job may get."""
+        return {str(size): Shape.of(self.gang, size).to_json() for size in self.sizes}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the launcher tells its half in the job."""
+        return {
+            "v": 1,
+            "together": self.together,
+            "requeue": self.runs_again,
+            "grace": max(self.ask.notice - _MARGIN, self.ask.notice / 2),
+            "failed_grace": GRACE,
+            "meeting_timeout": MEETING_TIMEOUT,
+            "requires": list(self.gang.requires),
+            "pickled_by": self.gang.pickled_by,
+            "needs_files": list(self.gang.needs_files),
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """Return what lies in the attempt's folder, in the order in which it is written: the script comes last."""
+        records = {
+            PLACEMENTS: self.placements(),
+            SHAPES: self.shapes(),
+            SETTINGS: self.settings(),
+            "gang.json": self.gang.to_json(),
+        }
+        return {
+            **self.gang.files,
+            **{name: json.dumps(value).encode() for name, value in records.items()},
+            SCRIPT_NAME: SCRIPT,
+        }
+
+    def sbatch(self) -> list[str]:
+        """Return the command that submits the job, as an argument list."""
+        ask, sizes = self.ask, self.sizes
+        options = {
+            "job-name": self.attempt,
+            "comment": self.folder,
+            "chdir": f"{self.folder}/work",
+            "output": f"{self.folder}/slurm-%j.log",
+            "open-mode": "append",
+            "nodes": f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else str(sizes[0]),
+            "ntasks-per-node": "1",
+            "signal": f"B:USR1@{ask.notice}",
+            "partition": self.partition,
+            "account": ask.account,
+            "qos": ask.qos,
+            "constraint": ask.constraint,
+            "time": ask.time,
+            "reservation": ask.reservation,
+            "export": "ALL",  # of an environment that holds nothing but what the job is to have
+            **_resources(self.gang, sizes[-1], ask),
+        }
+        words = [f"--{name}={value}" for name, value in options.items() if value]
+        words.append("--requeue" if self.runs_again else "--no-requeue")
+        if not self.together:
+            words.append("--no-kill")
+        job = [f"{self.folder}/{SCRIPT_NAME}", self.python, "-m", "rallypoint.worker.slurm", "batch", self.folder]
+        return ["sbatch", "--parsable", *words, *ask.sbatch, *job]
+
+    def environment(self, path: str) -> dict[str, str]:
+        """Return the variables of the job beside those of Slurm's commands, its secrets among them.
+
+        Args:
+            path: Where commands are looked for, on the host that submits.
+        """
+        python = PurePath(self.python)
+        return {
+            **{name: secret.reveal() for name, secret in self.gang.secrets.items()},
+            "PATH": f"{python.parent}:{path}" if python.is_absolute() else path,
+            context.ATTEMPT_ID: self.attempt,
+            context.RUN_DIR: self.folder,
+            ARCHIVE_PATH: f"{self.folder}/{ARCHIVE}",
+            **({SETUP: self.ask.setup} if self.ask.setup else {}),
+        }
+
+
+def _resources(gang: Gang, nodes: int, ask: Ask) -> Mapping[str, str]:
+    """Return what each node has to have: as much as the fullest one needs."""
+    parts: list[list[Any]] = [[] for _ in range(nodes)]
+    for number, (role, _) in enumerate(members(gang, nodes)):
+        parts[number % nodes].append(role.resources)
+    cpus = max(math.ceil(sum(each.cpus or 0 for each in part)) for part in parts)
+    memory = max(sum(each.memory_bytes or 0 for each in part) for part in parts)
+    gpus = max(sum(each.gpus for each in part) for part in parts)
+    return {
+        "cpus-per-task": str(cpus) if cpus else "",
+        "mem": f"{math.ceil(memory / _MEBIBYTE)}M" if memory else "",
+        "gres": ask.gres or (f"gpu:{gpus}" if gpus else ""),
+    }

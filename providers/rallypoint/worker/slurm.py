@@ -1,0 +1,291 @@
+"""The half of the Slurm launcher that runs in the job: ``python -m rallypoint.worker.slurm batch FOLDER``.
+
+The batch script ends in `Batch` on the job's first node. It starts a supervisor on every node with srun, and ends all
+of them when one has failed, when somebody cancels the attempt, or shortly before the job's time is over. Then, and
+after a node was lost, it puts the job back into the queue; Slurm does so itself with a job that it preempts. Each *run*
+of the job has a folder of its own in the attempt's, which all nodes share:
+
+``job.json``          the job that the attempt is: of two that were submitted one runs, and the other ends at once
+``i<run>/run.json``   its nodes
+``i<run>/nodes/<n>/`` a node's record, as the supervisor keeps it
+``end.json``          the last word: no further run follows
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from rallypoint.worker import context, hostprocs, probe
+from rallypoint.worker.network import address_towards
+from rallypoint.worker.supervisor import Supervisor, read_json, write_json
+
+JOB, END, RUN, CANCEL = "job.json", "end.json", "run.json", "cancel.json"
+SETTINGS = "slurm.json"  # what the launcher tells the job
+PLACEMENTS = "placements.json"  # the processes of every node, for each number of nodes that the job may get
+TIME_LIMIT, FOLLOWED, COMPLETED, TERMINATED = "time limit", "followed", "completed", "terminated"
+HOST_LOST = "host lost"
+TICK = 0.5  # seconds
+STALE = 45.0  # seconds without a heartbeat after which a supervisor of an earlier run counts as gone
+LAST_WAIT = 300.0  # seconds in which Slurm has to end a job that it or this one has given up
+REFUSED_WAIT = 30.0  # seconds, likewise, where it does not take the job back
+_WARNING, _WAKE = signal.SIGUSR1, signal.SIGUSR2
+_SIGNALS = {signal.SIGTERM, _WARNING, _WAKE}
+_RANK_LOG = re.compile(r"rank-\d+\.r(\d+)\.log")
+
+
+def run_folder(folder: str, number: int) -> str:
+    """Return the folder of one run of the job."""
+    return os.path.join(folder, f"i{number}")
+
+
+def node_folder(run: str, node: int) -> str:
+    """Return the folder of a node's record in a run."""
+    return os.path.join(run, "nodes", str(node))
+
+
+class Batch:
+    """The job's own end of the launcher, on its first node.
+
+    Args:
+        folder: The attempt's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.job = os.environ["SLURM_JOB_ID"]
+        self.number = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+        self.settings: dict[str, Any] = read_json(self._path(SETTINGS)) or {}
+        self.run_dir = run_folder(folder, self.number)
+        self._asked = ""  # why the nodes were asked to end
+        self._ending = False  # whether Slurm itself ends this job
+
+    def run(self) -> int:
+        """Run the gang, once, and say how this run of the job ends."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for number in (_WARNING, _WAKE):
+            signal.signal(number, signal.SIG_DFL)  # the script ignores them; what this one starts does not
+        if not self._claim() or os.path.exists(self._path(END)):
+            return 0
+        if self._cancelled():
+            return self._end("cancelled", "it was cancelled before it started")
+        if self.number > self.settings["requeue"]:
+            words = f"the job was put back into the queue {self.number} times, and requeue={self.settings['requeue']}"
+            return self._end("requeued too often", words)
+        if self.number:
+            self._end_earlier(run_folder(self.folder, self.number - 1))
+        elif reason := _lacks(self.settings):
+            return self._end("preflight", f"on {context.host()} {reason}")
+        os.makedirs(self.run_dir, exist_ok=True)
+        run = {"v": 1, "nodes": self.nodes, "hosts": os.environ.get("SLURM_JOB_NODELIST", ""), "t": time.time()}
+        write_json(os.path.join(self.run_dir, RUN), run)
+        self._watch(self._start())
+        return self._conclude()
+
+    def _claim(self) -> bool:
+        """Take the attempt for this job; False if it is another job's."""
+        try:
+            write_json(self._path(JOB), {"v": 1, "job": int(self.job), "t": time.time()}, exclusive=True)
+        except FileExistsError:
+            owner = read_json(self._path(JOB)) or {}
+            if str(owner.get("job")) != self.job:
+                _say(f"the job {owner.get('job')} runs this attempt already: nothing is left to do")
+                return False
+        return True
+
+    def _end_earlier(self, run: str) -> None:
+        """Wait until nothing of the run before lives: a node that Slurm lost may still compute."""
+        for node in range(int((read_json(os.path.join(run, RUN)) or {}).get("nodes", 0))):
+            record = node_folder(run, node)
+            seen, since = None, time.monotonic()
+            while _may_live(record):
+                _ask_end(record, {"reason": FOLLOWED, "grace": 5.0})
+                beat = (read_json(os.path.join(record, "heartbeat.json")) or {}).get("t")
+                if beat != seen:
+                    seen, since = beat, time.monotonic()
+                if time.monotonic() - since > STALE:
+                    break
+                time.sleep(TICK)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        words = ["srun", f"--nodes={self.nodes}", f"--ntasks={self.nodes}", "--ntasks-per-node=1"]
+        words += ["--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--input=none"]
+        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+            words.append(f"--cpus-per-task={cpus}")  # srun no longer takes it from its job
+        if not self.settings["together"]:
+            words.append("--no-kill")
+        words += [sys.executable, "-m", "rallypoint.worker.slurm", "node", self.folder, str(self.number)]
+        rounds = str(max(self.number, 1 + _last_round(self._path("logs")))) if self.number else "0"
+        return subprocess.Popen(
+            words,
+            env={**os.environ, context.ROUNDS: rounds, context.INCARNATION: str(self.number)},
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_unblocked,  # one thread  # noqa: PLW1509
+        )
+
+    def _watch(self, srun: subprocess.Popen[bytes]) -> None:
+        while srun.poll() is None:
+            received = signal.sigtimedwait(_SIGNALS, TICK)
+            self._ending = self._ending or bool(received and received.si_signo == signal.SIGTERM)
+            if cancel := self._cancelled():
+                self._ask("cancelled", cancel)
+            elif received and received.si_signo == _WARNING:
+                _say("the job's time is nearly over: the processes are asked to save their state and end")
+                self._ask(TIME_LIMIT, {"grace": float(self.settings["grace"])})
+            elif self.settings["together"] and any(reason not in {None, COMPLETED} for reason in self._reasons()):
+                self._ask(FOLLOWED, {"grace": float(self.settings["failed_grace"])})
+
+    def _ask(self, reason: str, request: dict[str, Any]) -> None:
+        """Ask every node to end; the first reason counts."""
+        if self._asked:
+            return
+        self._asked = reason
+        for node in range(self.nodes):
+            record = node_folder(self.run_dir, node)
+            if self._reason(node) is None:
+                os.makedirs(record, exist_ok=True)
+                _ask_end(record, {"message": "", **request, "reason": reason})
+
+    def _conclude(self) -> int:
+        """Put the job back into the queue where a further run helps; else say the last word."""
+        reasons = self._reasons()
+        if all(reason == COMPLETED for reason in reasons):
+            return self._end("", "")
+        if self._cancelled():
+            return self._end("cancelled", str((self._cancelled() or {}).get("message", "")))
+        if self._ending or (self._asked in {"", FOLLOWED} and TERMINATED in reasons):
+            # Slurm preempts the job, or somebody ends it. How, it says itself, and only of a job that is still there.
+            _say("Slurm has asked the processes to end: waiting for the job's end")
+            self._wait_for_the_end()
+            return self._end("", "")
+        # A node without a last word was lost. What a gang can do without, the orchestrator's side knows.
+        lost = None in reasons and (self.settings["together"] or COMPLETED not in reasons)
+        if (self._asked == TIME_LIMIT or lost) and self.number < self.settings["requeue"]:
+            done = subprocess.run(["scontrol", "requeue", self.job], capture_output=True, text=True, check=False)
+            # Where it is refused, Slurm may be about to do it itself.
+            self._wait_for_the_end(LAST_WAIT if done.returncode == 0 else REFUSED_WAIT)
+            _say(f"the job could not be put back into the queue: {done.stderr.strip()}")
+        if lost and self._asked != TIME_LIMIT:
+            numbers = ", ".join(str(number) for number, reason in enumerate(reasons) if reason is None)
+            return self._end(HOST_LOST, f"node {numbers} of {os.environ.get('SLURM_JOB_NODELIST')} left no last word")
+        return self._end("", "")
+
+    def _wait_for_the_end(self, seconds: float = LAST_WAIT) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._cancelled():
+            if self._ending:
+                sys.exit(1)  # without a last word: Slurm has the last one
+            received = signal.sigtimedwait(_SIGNALS, TICK)
+            self._ending = bool(received and received.si_signo == signal.SIGTERM)
+
+    def _end(self, reason: str, message: str) -> int:
+        last = {"v": 1, "run": self.number, "nodes": self.nodes, "reason": reason, "message": message, "t": time.time()}
+        with contextlib.suppress(FileExistsError):
+            write_json(self._path(END), last, exclusive=True)
+        good = not reason and all(found == COMPLETED for found in self._reasons())
+        return 0 if good or reason == "cancelled" else 1
+
+    def _reasons(self) -> list[str | None]:
+        return [self._reason(node) for node in range(self.nodes)]
+
+    def _reason(self, node: int) -> str | None:
+        final = read_json(os.path.join(node_folder(self.run_dir, node), "final.json"))
+        return None if final is None else str(final.get("reason"))
+
+    def _cancelled(self) -> dict[str, Any] | None:
+        return read_json(self._path(CANCEL))
+
+    def _path(self, *parts: str) -> str:
+        return os.path.join(self.folder, *parts)
+
+
+def node(folder: str, number: int) -> int:
+    """Supervise this node's processes in one run of the job."""
+    mine, count = int(os.environ["SLURM_PROCID"]), os.environ["SLURM_STEP_NUM_TASKS"]
+    run = run_folder(folder, number)
+    record = node_folder(run, mine)
+    os.makedirs(record, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(os.path.join(folder, "logs"), os.path.join(record, "logs"))
+    settings = read_json(os.path.join(folder, SETTINGS)) or {}
+    spec = (read_json(os.path.join(folder, PLACEMENTS)) or {})[count][mine]
+    meeting = {"file": os.path.join(run, "meeting.json"), "leads": mine == 0, "timeout": settings["meeting_timeout"]}
+    more = {"meeting": meeting, "grace": settings["failed_grace"], "py_spy": _py_spy()}
+    write_json(os.path.join(record, "processes.json"), {**spec, **more})
+    os.environ[context.ADDRESS] = _address()
+    os.environ[context.RUN_DIR] = record
+    lock = os.open(os.path.join(record, "supervisor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    Supervisor(record).run()
+    final = read_json(os.path.join(record, "final.json")) or {}
+    return 0 if final.get("reason") == COMPLETED else 1
+
+
+def _address() -> str:
+    """Return this node's address as the others reach it: where it sends what is for the first node."""
+    try:
+        return address_towards(os.environ.get("SLURM_LAUNCH_NODE_IPADDR", ""))
+    except OSError:
+        return context.host()
+
+
+def _py_spy() -> str | None:
+    path = os.path.join(os.path.dirname(sys.executable), "py-spy")
+    return path if os.access(path, os.X_OK) else None
+
+
+def _ask_end(record: str, request: dict[str, Any]) -> None:
+    with contextlib.suppress(FileExistsError):
+        write_json(os.path.join(record, CANCEL), {"v": 1, "t": time.time(), **request}, exclusive=True)
+
+
+def _may_live(record: str) -> bool:
+    """Return whether a supervisor may be running: it started, said no last word, and is not known to be gone."""
+    started = read_json(os.path.join(record, "started.json"))
+    if started is None or os.path.exists(os.path.join(record, "final.json")):
+        return False
+    if started.get("host") == context.host() and started.get("boot_id") == hostprocs.boot_id():
+        return hostprocs.start_time(int(started["pid"])) == started.get("start_time")
+    return True
+
+
+def _last_round(logs: str) -> int:
+    """Return the newest round of ranks that have a log; -1 if none has."""
+    with contextlib.suppress(FileNotFoundError):
+        return max((int(match[1]) for name in os.listdir(logs) if (match := _RANK_LOG.fullmatch(name))), default=-1)
+    return -1
+
+
+def _lacks(settings: dict[str, Any]) -> str:
+    """Return what this node lacks for the job, in words; empty if nothing."""
+    if missing := probe.absent(settings["requires"]):
+        return f"the Python {sys.executable} does not have {', '.join(missing)}: install it there, or name another one"
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if settings["pickled_by"] not in {None, version}:
+        return (
+            f"the Python {sys.executable} is {version}, and the function was pickled by {settings['pickled_by']}: use "
+            "the same minor version for both, or give the code as a script"
+        )
+    files = [path for path in settings["needs_files"] if not os.path.isfile(path)]
+    return f"there is no file {files[0]}: put the script where all nodes see it" if files else ""
+
+
+def _unblocked() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+
+
+def _say(text: str) -> None:
+    print(f"rallypoint: {text}", flush=True)  # noqa: T201 - the job's own log
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    sys.exit(Batch(arguments[0]).run() if command == "batch" else node(arguments[0], int(arguments[1])))
