@@ -21,6 +21,8 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from rallypoint.worker import context
+
 MARK = "RALLYPOINT_PREFECT_INSTANCE"
 _POLL_SECONDS = 0.2
 _DETACH = b"detach"
@@ -228,7 +230,7 @@ class PrefectInstance:
 
 
 def stop_home(home: Path, *, grace: float = 5) -> list[str]:
-    """Stop every living process that carries a home in its environment: SIGTERM, and SIGKILL after the grace.
+    """Stop every living process of a home, its jobs too if they run below it: SIGTERM, and SIGKILL after the grace.
 
     Returns:
         One line for each of them.
@@ -253,10 +255,15 @@ def _marked(home: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            mark = process.environ().get(MARK)
-            if process.pid not in spared and mark == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+            ours = _is_of(process.environ(), home)
+            if process.pid not in spared and ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def _is_of(environment: Mapping[str, str], home: Path) -> bool:
+    """Return whether a process belongs to a home: by the mark, or a job's by its run folder, for jobs get no mark."""
+    return environment.get(MARK) == str(home) or Path(environment.get(context.RUN_DIR, "/")).is_relative_to(home)
 
 
 def _describe(process: psutil.Process) -> str:

@@ -87,8 +87,9 @@ class StageTrigger(BaseTrigger):
                 await asyncio.sleep(self.poll_interval * 5)
             except LookupError as error:
                 message = (
-                    f"{error}, as the triggerer on {socket.gethostname()} sees it: set [rallypoint] store, or the "
-                    f"store of the connection {self.rallypoint_conn_id!r}, to one that workers and triggerers share"
+                    f"{error}, as the triggerer on {socket.gethostname()} sees it, and the worker recorded it in "
+                    f"{self.store}: set [rallypoint] store, or the store of the connection "
+                    f"{self.rallypoint_conn_id!r}, to one that workers and triggerers share"
                 )
                 yield TriggerEvent(self._event("unreachable", message))
                 return

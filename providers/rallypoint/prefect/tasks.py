@@ -38,12 +38,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_DEFAULTS: dict[str, Any] = {
-    # The ledger knows what succeeded, also where Prefect's result storage is gone. A result from Prefect's cache would
-    # announce no asset, and two equal calls would be one.
-    "cache_policy": NO_CACHE,
-    "retry_condition_fn": retry_condition,
-}
+# Options by which a user says what Prefect is to keep under which key; with a policy beside them it ignores the second.
+_KEYS = ("cache_key_fn", "result_storage_key")
+_FIXED = frozenset({"version", "on_commit", "on_rollback"})  # what `Task.with_options` does not take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +129,7 @@ class StageTask(Task[P, R]):
 
     def __init__(self, recipe: Recipe, *, asynchronous: bool = False, **options: Any) -> None:
         self.recipe = recipe
-        super().__init__(fn=_body(recipe, asynchronous=asynchronous), **{**_DEFAULTS, **options})
+        super().__init__(fn=_body(recipe, asynchronous=asynchronous), **{**_defaults(options), **options})
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the task in an async flow and return its result."""
@@ -168,14 +165,19 @@ class StageTask(Task[P, R]):
             **_own(found.own),
         )
         _check(recipe)
+        if self.cache_policy == NO_CACHE and found.task.get("result_storage_key"):
+            found.task.setdefault("cache_policy", None)
         return self._with(recipe, **found.task)
 
     def _with(self, recipe: Recipe, *, asynchronous: bool | None = None, **options: Any) -> StageTask[P, R]:
         """Return a copy; Prefect's own method makes a plain `Task` of the options, whose settings are taken over."""
+        fixed = {name: options.pop(name) for name in _FIXED & options.keys()}  # only the constructor takes them
         plain = Task.with_options(self, **options)
         twin = copy.copy(self)
         twin.__dict__.update(plain.__dict__)
-        twin.on_commit_hooks, twin.on_rollback_hooks = list(self.on_commit_hooks), list(self.on_rollback_hooks)
+        twin.version = fixed.get("version", self.version)
+        twin.on_commit_hooks = list(fixed.get("on_commit", self.on_commit_hooks))
+        twin.on_rollback_hooks = list(fixed.get("on_rollback", self.on_rollback_hooks))
         twin.recipe = recipe
         twin.isasync = self.isasync if asynchronous is None else asynchronous
         twin.fn = _body(recipe, asynchronous=twin.isasync)
@@ -269,6 +271,17 @@ tensorflow_task = StageDecorator(TensorFlowJob, injected=("strategy",))
 
 
 # How a call becomes a stage ------------------------------------------------------------------------------------------
+
+
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of Prefect's task that a stage has unless it is given others.
+
+    The ledger knows what succeeded, also where Prefect's result storage is gone. A result from Prefect's cache would
+    announce no asset, and two equal calls would be one.
+    """
+    defaults: dict[str, Any] = {"retry_condition_fn": retry_condition}
+    keyed = any(options.get(name) is not None for name in _KEYS)
+    return defaults if keyed else {"cache_policy": NO_CACHE, **defaults}
 
 
 def _body(recipe: Recipe, *, asynchronous: bool) -> Callable[..., Any]:

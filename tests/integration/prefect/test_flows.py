@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-import psutil
 import pytest
-
-from rallypoint.spec.gang import Macro, Role
-from rallypoint.spec.service_job import ServiceJob
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -108,6 +103,29 @@ def test_outside_of_a_flow_the_key_is_local(tasks, tmp_path, store):
     assert (store / "stages" / "local" / name).is_dir()
 
 
+async def test_outside_of_a_flow_a_job_is_awaited_and_a_task_called(prefect, tasks, witness):
+    import uuid
+
+    from rallypoint import Function, PythonJob
+    from rallypoint.prefect import arun_stage
+
+    def count(folder):
+        with Path(folder, "calls").open("a") as file:
+            file.write("call\n")
+        return "counted"
+
+    name = f"alone-{uuid.uuid4().hex[:8]}"
+    job = PythonJob(Function(count, (), {"folder": str(witness)}, by_value=True))
+    assert await arun_stage(job, name=name) == "counted"
+    assert await arun_stage(job, name=name) == "counted"  # it has succeeded
+    assert witness.lines("calls") == ["call"]
+    alone = tasks.prepare.with_options(name=f"task-{name}")
+    for _ in range(2):
+        assert await asyncio.to_thread(alone, str(witness)) == f"{witness}/data"
+    assert await alone.aio(str(witness)) == f"{witness}/data"
+    assert witness.lines("prepared") == ["prepared"]
+
+
 # Names ---------------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +176,75 @@ def test_two_stages_of_one_name_are_an_error_that_says_what_to_do(tasks, tmp_pat
 
 
 # What is shown and kept ----------------------------------------------------------------------------------------------
+
+
+def test_a_stage_shows_progress_processes_curves_links_and_its_log(tasks, api, until, tmp_path):
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    @tasks.python_task
+    def talk(lines: int) -> None:
+        import rallypoint
+
+        stage = rallypoint.stage()
+        stage.link("dashboard", "http://127.0.0.1:8265/#/jobs")
+        for number in range(lines):
+            print(f"line {number}.", flush=True)  # noqa: T201 - what a job prints is its log
+        for step in (1, 2, 3):
+            stage.report(step=step, total=3, unit="epoch", loss=1 / step)
+
+    @flow
+    def talks():
+        talk(400)
+        return flow_run.id
+
+    run = talks()
+    shown = api.artifacts(run)
+    kinds = {key.removeprefix("talks-talk-"): artifact["type"] for key, artifact in shown.items()}
+    assert kinds == {
+        "stage": "markdown", "progress": "progress", "ranks": "table", "metrics": "image",
+        "link-dashboard": "markdown",
+    }  # fmt: skip
+    data = {key.removeprefix("talks-talk-"): artifact["data"] for key, artifact in shown.items()}
+    assert "rallypoint logs rp-talk-" in data["stage"]
+    assert data["progress"] == 100
+    (process,) = json.loads(data["ranks"])
+    assert (process["process"], process["exit code"]) == ("main-0", 0)
+    assert data["metrics"].startswith("data:image/svg+xml;base64,")
+    assert data["link-dashboard"] == "[dashboard](http://127.0.0.1:8265/#/jobs)"
+
+    # The lines of the job come in few records: Prefect keeps a row for each.
+    def records():
+        wanted = {"flow_run_id": {"any_": [str(run)]}}
+        return [log["message"] for log in api.post("/logs/filter", logs=wanted, sort="TIMESTAMP_ASC")]
+
+    until(lambda: any("line 399." in record for record in records()), "the last line is in the run's log")
+    said = "\n".join(records())
+    assert all(f"line {number}." in said for number in range(400))
+    assert len(records()) < 30
+    assert max(map(len, records())) < 25_000  # what Prefect Cloud takes
+
+
+def test_the_ranks_of_a_training_are_a_table(tasks, api):
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    from rallypoint.prefect import torch_task
+
+    @torch_task(nproc_per_node=2)
+    def ranked() -> int:
+        import rallypoint
+
+        return rallypoint.stage().world_size
+
+    @flow
+    def trains():
+        return flow_run.id, ranked()
+
+    run, world_size = trains()
+    assert world_size == 2
+    rows = json.loads(api.artifacts(run)["trains-ranked-ranks"]["data"])
+    assert [(row["rank"], row["exit code"]) for row in rows if row["rank"]] == [("0 of 2", 0), ("1 of 2", 0)]
 
 
 def test_secrets_reach_the_job_and_nothing_else(tasks, api, tmp_path, store, instance):
@@ -212,6 +299,43 @@ def test_blocks_say_where_a_stage_is(tasks, api, tmp_path):
 
     assert placed().startswith(f"file://{tmp_path}/kept/")
     assert list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_server_knows_the_blocks_when_it_has_started(instance):
+    assert {"rallypoint-store", "rallypoint-launcher", "rallypoint-ray-cluster"} <= instance.types_at_start
+
+
+def test_credentials_of_prefect_aws_open_the_bucket_of_a_store(tasks, s3_store_uri):
+    from prefect import flow
+    from prefect_aws import AwsCredentials, MinIOCredentials
+    from prefect_aws.client_parameters import AwsClientParameters
+
+    from rallypoint.prefect import RallypointStore
+
+    uri, keys = s3_store_uri
+    more = {
+        "region_name": keys["region"],
+        "aws_client_parameters": AwsClientParameters(endpoint_url=keys["endpoint_url"]),
+    }
+    names = keys["aws_access_key_id"], keys["aws_secret_access_key"]
+    aws = AwsCredentials(aws_access_key_id=names[0], aws_secret_access_key=names[1], **more)
+    minio = MinIOCredentials(minio_root_user=names[0], minio_root_password=names[1], **more)
+    for block in (aws, minio):
+        block.save("rallypoint-test", overwrite=True)
+
+    @tasks.python_task
+    def where() -> str:
+        import rallypoint
+
+        return rallypoint.stage().data_uri
+
+    @flow
+    def placed(credentials):
+        store = RallypointStore(uri=uri, credentials=f"{credentials}/rallypoint-test")
+        return where.with_options(name=f"where-{credentials}", store=store)()
+
+    for block in (aws, minio):
+        assert placed(block.get_block_type_slug()).startswith(uri)
 
 
 def test_a_block_that_is_not_there_is_named(tasks):
@@ -269,28 +393,6 @@ def test_an_asset_knows_what_it_was_made_from(tasks, api, until, tmp_path):
 
 # Services ------------------------------------------------------------------------------------------------------------
 
-SERVICE = """
-import os, sys, time
-from pathlib import Path
-from rallypoint.worker import process
-
-def serve():
-    Path(os.environ["WITNESS"], "service").write_text(str(os.getpid()))
-    process.writer().write("ready", address={"answer": 42})
-    while True:
-        time.sleep(0.1)
-
-sys.exit(process.run(serve, name="p-0", primary=False))
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Service(ServiceJob):
-    kind: ClassVar[str] = "service"
-
-    def roles(self):
-        return (Role(name="p", argv=(Macro.PYTHON, "-c", SERVICE), env=dict(self.env)),)
-
 
 def test_a_service_lasts_as_long_as_its_block(tasks, witness, until):
     from prefect import flow
@@ -298,26 +400,23 @@ def test_a_service_lasts_as_long_as_its_block(tasks, witness, until):
     from rallypoint.errors import InvalidJobError
     from rallypoint.prefect import aservice, service
 
-    def lives():
-        return psutil.pid_exists(int((witness.folder / "service").read_text()))
-
     @flow
     def uses():
-        with service(Service(env={"WITNESS": str(witness)}), name="service") as address:
-            assert lives()
+        with service(tasks.Service(env={"WITNESS": str(witness)}), name="service") as address:
+            assert witness.service_lives
             return address["answer"], tasks.prepare.with_options(uses=[address])(str(witness))
 
     assert uses() == (42, f"{witness}/data")
-    until(lambda: not lives(), "the service has ended")
+    until(lambda: not witness.service_lives, "the service has ended")
 
     @flow
     async def fails():
-        async with aservice(Service(env={"WITNESS": str(witness)}), name="service"):
+        async with aservice(tasks.Service(env={"WITNESS": str(witness)}), name="service"):
             msg = "the flow is wrong"
             raise ValueError(msg)
 
     with pytest.raises(ValueError, match="the flow is wrong"):
         asyncio.run(fails())
-    until(lambda: not lives(), "the service has ended")
+    until(lambda: not witness.service_lives, "the service has ended")
     with pytest.raises(InvalidJobError, match="a service"), service(tasks.prepare.job("x"), name="no"):
         pass

@@ -5,8 +5,9 @@ stages return, continue or reattach all the same. Where nothing else is said the
 
 ==========================  ========================================================================================
 a task's own retry          same task run: `test_retries.test_a_task_that_is_retried_continues`
-``flow(retries=1)``         new task runs, and new runs of inline subflows:
-                            `test_retries.test_a_retry_within_the_process_continues`,
+``flow(retries=1)``         new task runs: `test_retries.test_a_retry_within_the_process_continues`
+inline subflows             are new runs in a retry, except those that completed and whose result Prefect keeps:
+                            `test_a_retry_continues_in_an_inline_subflow`, and within a process
                             `test_retries.test_a_retry_of_an_inline_subflow_continues`
 *Retry* in the UI           new task runs and a new process:
                             `test_a_retry_returns_what_succeeded_and_continues_what_failed`, which a browser
@@ -116,6 +117,19 @@ def test_a_retry_returns_what_succeeded_and_continues_what_failed(start, api, wi
     (event,) = _announcements(api, witness)
     assert event["payload"]["metrics"] == {"loss": 0.25}
     assert {"stage", "attempt", "artifacts", "uri"} < set(event["payload"])
+
+
+def test_a_retry_continues_in_an_inline_subflow(start, api, witness):
+    witness.do("fail")
+    flow_run = start("nested-pipeline", witness)
+    api.ends(flow_run, "FAILED")
+    witness.do("finish")
+    api.retry(flow_run, witness)
+    api.ends(flow_run, "COMPLETED")
+    assert (witness.lines("prepared"), witness.starts) == (["prepared"], [0, 2])
+    first, *subflows = witness.lines("bodies")
+    assert first == "prepared"  # and not again: Prefect keeps its result
+    assert len(set(subflows)) == 2
 
 
 def test_a_suspended_run_that_is_resumed_repeats_nothing(start, api, witness, until):

@@ -11,23 +11,26 @@ import textwrap
 from datetime import timedelta
 
 import pytest
+from ray_head import RayHead
 
 from rallypoint import PythonJob
-from rallypoint.errors import StageFailedError
+from rallypoint.errors import LaunchError, StageFailedError
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.spec.entry import Script
+from rallypoint.spec.failure import Kind
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.news import Narrator
 from rallypoint.stages.outcome import raise_for
-from rallypoint.stages.rule import Action
+from rallypoint.stages.rule import Action, State
 from rallypoint.stages.store import Store
 from rallypoint.worker import faults
 
 pytestmark = pytest.mark.engine
 
 INTERVAL = timedelta(seconds=0.3)
+DEADLINE = 120.0  # seconds: a job's start takes some, and cores are shared
 
 # Each start is written down; `fail` lets the first one fail after its checkpoint, `held` keeps one waiting.
 TRAIN = """
@@ -150,3 +153,31 @@ async def test_a_cancelled_stage_has_stopped_its_job_in_ray(ray_engine, ray_head
     outcome = (await ray_engine.read(1)).outcome
     assert (outcome.state.value, outcome.failure.message) == ("cancelled", "the task was cleared")
     assert ray_head.get(f"/api/jobs/{started.attempt.record.id}")["status"] == "STOPPED"
+
+
+async def test_a_job_that_a_restarted_cluster_does_not_know_is_lost_and_the_next_try_runs_there(
+    script, key, tmp_path, until
+):
+    token = "a-token-of-more-than-thirty-two-characters"
+    job = PythonJob(Script(script(TRAIN), (str(tmp_path),)))
+    (tmp_path / "held").touch()
+    with RayHead(num_cpus=1, env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as cluster:
+        uri = cluster.dashboard_url.replace("http://", "ray-jobs://")
+        with pytest.raises(LaunchError, match="the credentials were refused"):
+            await open_launcher(uri, {"token": "wrong"}).check()
+        engine = Engine(Store.open(tmp_path / "store"), key, open_launcher(uri, {"token": token}))
+        first = await engine.start(job, Request(owner="try-1"))
+        await until((tmp_path / "starts").exists, deadline=DEADLINE)
+        assert (await engine.inspect(1)).state is State.LIVE
+        await asyncio.to_thread(cluster.head.kill)
+        with pytest.raises(LaunchError, match="does not answer"):
+            await engine.inspect(1)
+        await asyncio.to_thread(cluster.start, same_ports=True)
+        outcome, _ = await follow(engine, first)
+        assert (outcome.state, outcome.failure.kind) == (State.LOST, Kind.RETRYABLE)
+        assert "the cluster was restarted" in outcome.failure.message
+        (tmp_path / "held").unlink()
+        second = await engine.start(job, Request(owner="try-2"))
+        assert (second.decision.action, second.attempt.record.number) == (Action.LAUNCH, 2)
+        outcome, _ = await follow(engine, second)
+        assert outcome.result == {"epochs": 3, "from": 0}

@@ -16,7 +16,10 @@ from rallypoint import Function, RayTune, search
 from rallypoint.spec.failure import Kind
 from rallypoint.spec.resources import Resources
 from rallypoint.stages.attempt import Request
+from rallypoint.stages.engine import Engine
+from rallypoint.stages.key import StageKey
 from rallypoint.stages.rule import State
+from rallypoint.stages.store import Store
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -53,7 +56,7 @@ def train(folder, epochs=3, *, width, rate=0.1, hold=False):
         start = int(Path(checkpoint, "epoch").read_text())
     with Path(folder, "starts").open("a") as file:
         file.write(f"{width} {start}\n")
-    if width == 13:
+    if width == 13 and not Path(folder, "mended").exists():
         raise ZeroDivisionError(f"a width of {width}")
     for epoch in range(start + 1, epochs + 1):
         if hold and width == 3 and epoch == 3 and start == 0:
@@ -70,6 +73,36 @@ def reports_with_ray(*, width):
     import ray.tune
 
     ray.tune.report({"loss": float(width)})
+
+
+def trains_among_others(folder, trials, *, width):
+    """Train as soon as every trial of a population has started, so that they can be compared."""
+    import time
+    from pathlib import Path
+
+    import rallypoint
+
+    stage, start = rallypoint.stage(), 0
+    if checkpoint := stage.latest_checkpoint():
+        start = int(Path(checkpoint, "epoch").read_text())
+    with Path(folder, "starts").open("a") as file:
+        file.write(f"{width} {start}\n")
+    while len(Path(folder, "starts").read_text().splitlines()) < trials:
+        time.sleep(0.05)
+    for epoch in range(start + 1, 9):
+        time.sleep(0.3)
+        stage.save_checkpoint(lambda target, epoch=epoch: Path(target, "epoch").write_text(str(epoch)), step=epoch)
+        stage.report(step=epoch, loss=width / epoch)
+
+
+def reports_for_ever(*, width):
+    import time
+
+    import rallypoint
+
+    while True:
+        rallypoint.stage().report(loss=float(width))
+        time.sleep(0.1)
 
 
 def starts(folder):
@@ -117,6 +150,60 @@ async def test_a_search_finds_the_best_and_bears_a_trial_that_fails(engine, ray_
     assert update.view.metrics["best_width"] == 1
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "most"),
+    [
+        (search.HyperBand(max_t=4, reduction_factor=2), None),
+        (search.MedianStopping(grace_period=1, min_samples_required=1), 1),
+    ],
+    ids=["hyperband", "median stopping"],
+)
+async def test_a_scheduler_ends_bad_trials_early(engine, ray_head, tmp_path, scheduler, most):
+    job = RayTune(
+        entry(train, str(tmp_path), epochs=4),
+        space={"width": search.grid(list(range(1, 11)))},
+        num_samples=1,
+        scheduler=scheduler,
+        max_concurrent_trials=most,
+        reuse_actors=True,
+        address=ray_head.address,
+    )
+    update = await run(engine, job)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    result = update.outcome.result
+    assert (result["config"]["width"], result["trials"]["total"], result["trials"]["failed"]) == (1, 10, 0)
+    assert result["trials"]["stopped"] >= 1
+
+
+async def test_in_population_based_training_a_bad_trial_goes_on_with_a_good_ones_checkpoint(engine, ray_head, tmp_path):
+    job = RayTune(
+        entry(trains_among_others, str(tmp_path), 4),
+        space={"width": search.grid([1, 5, 7, 9])},
+        num_samples=1,
+        scheduler=search.PopulationBased(mutations={"width": search.choice([1, 2])}, perturbation_interval=1),
+        address=ray_head.address,
+    )
+    update = await run(engine, job)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert update.outcome.result["trials"] == {"total": 4, "finished": 4, "stopped": 0, "failed": 0}
+    assert any(start for _, start in starts(tmp_path))
+    table = json.loads(path_of(update.outcome.result["table"]).with_name("trials.json").read_text())
+    widths = {trial["config"]["width"] for trial in table["trials"]}
+    assert 9 not in widths  # the worst
+    assert widths <= {1, 2, 5, 7}  # of a choice no other value is made
+
+
+async def test_a_time_budget_ends_the_trials_and_the_best_so_far_is_the_result(engine, ray_head):
+    job = RayTune(
+        entry(reports_for_ever), space={"width": search.grid([2, 1])}, num_samples=1, time_budget=20,
+        address=ray_head.address,
+    )  # fmt: skip
+    update = await run(engine, job)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert update.outcome.result["config"] == {"width": 1}
+    assert update.outcome.result["trials"] == {"total": 2, "finished": 0, "stopped": 2, "failed": 0}
+
+
 async def test_a_retry_runs_no_finished_trial_again_and_continues_the_interrupted_one(
     engine, tmp_path, until, jobs_left
 ):
@@ -152,6 +239,25 @@ async def test_a_retry_runs_no_finished_trial_again_and_continues_the_interrupte
     assert sorted(starts(tmp_path)[5:]) == [(1, 0), (2, 0), (3, 0), (4, 0)]
     assert update.outcome.result["trials"] == {"total": 8, "finished": 8, "stopped": 0, "failed": 0}
     assert update.outcome.result["config"] == {"width": 1, "hold": True}
+
+
+async def test_a_retry_of_a_sweep_in_a_bucket_runs_only_what_failed(launcher, ray_head, tmp_path, s3_store_uri):
+    uri, options = s3_store_uri
+    engine = Engine(Store.open(uri, options=options), StageKey(("bucket", "r1", "tune")), launcher)
+    job = RayTune(
+        entry(train, str(tmp_path)),
+        space={"width": search.grid([1, 13])}, search="grid", num_samples=1, max_failed_trials=0,
+        max_concurrent_trials=1, address=ray_head.address,
+    )  # fmt: skip
+    failure = (await run(engine, job)).outcome.failure
+    assert failure.exception == "ZeroDivisionError"
+    (tmp_path / "mended").touch()
+    update = await run(engine, job, "try-2")
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert starts(tmp_path) == [(1, 0), (13, 0), (13, 0)]
+    result = update.outcome.result
+    assert (result["config"], result["trials"]["finished"]) == ({"width": 1}, 2)
+    assert all(result[name].startswith(f"{uri}/") for name in ("checkpoint", "table", "picture"))
 
 
 async def test_if_every_trial_fails_the_first_one_is_named_with_its_traceback(engine, ray_head, tmp_path):

@@ -81,5 +81,6 @@ async def test_a_triggerer_that_does_not_see_the_store_names_the_setting(tmp_pat
     assert event.payload["what"] == "unreachable"
     message = event.payload["message"]
     assert f"d/r/t has no attempt 1 in file://{tmp_path}/only-on-this-host" in message
-    assert f"as the triggerer on {socket.gethostname()} sees it: set [rallypoint] store" in message
+    assert f"as the triggerer on {socket.gethostname()} sees it, and the worker recorded it in" in message
+    assert "file:///the/workers/store: set [rallypoint] store" in message
     assert "'alone', to one that workers and triggerers share" in message

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 
 import cloudpickle
 import pytest
 from prefect import Task
+from prefect.assets import Asset
 from prefect.cache_policies import INPUTS, NO_CACHE
 
 from rallypoint.errors import InvalidEntryError, InvalidJobError
@@ -14,7 +16,19 @@ from rallypoint.frameworks.dask.job import DaskJob
 from rallypoint.frameworks.ray.tune.job import RayTune
 from rallypoint.frameworks.ray.tune.space import choice, uniform
 from rallypoint.frameworks.torch.job import TorchElastic
-from rallypoint.prefect import dask_task, python_task, ray_tune_task, retry_condition, stage_task, torch_task
+from rallypoint.prefect import (
+    dask_task,
+    python_task,
+    ray_task,
+    ray_train_task,
+    ray_tune_task,
+    retry_condition,
+    spark_task,
+    stage_task,
+    tensorflow_task,
+    torch_task,
+)
+from rallypoint.prefect.options import task_options
 from rallypoint.spec.entry import Script
 from rallypoint.stages.rule import Resume
 
@@ -50,6 +64,47 @@ def test_options_go_to_whom_they_belong():
     assert train.recipe.stage.resume is Resume.NEVER
     assert train.recipe.assets == ("s3://models/churn",)
     assert dict(job.secrets) == {}
+
+
+def note(*_):
+    """Stand in for a hook, a key or a condition of the user."""
+
+
+# A value for each option of Prefect's task, none of them the default.
+EVERY_OPTION = {
+    "name": "x", "description": "x", "tags": {"x"}, "version": "1", "cache_policy": INPUTS, "cache_key_fn": note,
+    "cache_expiration": timedelta(hours=1), "task_run_name": "x", "retries": 2, "retry_delay_seconds": 3.0,
+    "retry_jitter_factor": 0.5, "persist_result": True, "result_storage": "local-file-system/x",
+    "result_serializer": "json", "result_storage_key": "x", "cache_result_in_memory": False, "timeout_seconds": 4.0,
+    "log_prints": True, "refresh_cache": True, "on_completion": [note], "on_failure": [note], "on_running": [note],
+    "on_rollback": [note], "on_commit": [note], "retry_condition_fn": note, "viz_return_value": 5,
+    "asset_deps": [Asset(key="s3://x/y")],
+}  # fmt: skip
+DECORATORS = {
+    "python": python_task, "torch": torch_task, "dask": dask_task, "ray": ray_task, "ray-train": ray_train_task,
+    "ray-tune": ray_tune_task(space={"rate": uniform(0, 1)}, metric="loss"), "spark": spark_task,
+    "tensorflow": tensorflow_task,
+}  # fmt: skip
+
+
+def test_every_option_of_prefects_task_is_known():
+    assert EVERY_OPTION.keys() == set(task_options())
+
+
+@pytest.mark.parametrize("name", EVERY_OPTION)
+def test_each_task_takes_every_option_of_prefects(name):
+    option = {name: EVERY_OPTION[name]}
+
+    def function(features, rate=0.1):
+        return features
+
+    plain, known = vars(Task(function, **option)), vars(Task(function))
+    told = {each for each in plain if plain[each] != known[each]} - {"fn", "_user_cache_policy"}
+    assert told
+    for kind, decorator in DECORATORS.items():
+        for task in (decorator(**option)(function), decorator(function).with_options(**option)):
+            assert {each: vars(task)[each] for each in told} == {each: plain[each] for each in told}
+            assert task.job("a").kind == kind
 
 
 def test_the_function_runs_in_the_job_with_its_arguments_by_name():

@@ -146,8 +146,16 @@ def scheduler(settings: Mapping[str, Any] | None) -> Any:
         return schedulers.HyperBandScheduler(time_attr=_TIME, stop_last_trials=False, **fields)
     if kind == "median_stopping":
         return schedulers.MedianStoppingRule(time_attr=_TIME, **fields)
-    mutations = {name: ray_domain(domain_from_json(each)) for name, each in fields.pop("mutations").items()}
+    mutations = {name: _mutation(domain_from_json(each)) for name, each in fields.pop("mutations").items()}
     return schedulers.PopulationBasedTraining(time_attr=_TIME, hyperparam_mutations=mutations, **fields)
+
+
+def _mutation(value: Any) -> Any:
+    """Return a domain as one to change values in: of a choice Ray takes the neighbours, if it is given as a list.
+
+    A value of any other domain it multiplies, by which a number would leave the choices and a text would fail.
+    """
+    return list(value.values) if isinstance(value, Choice) else ray_domain(value)
 
 
 def split(space: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
