@@ -94,11 +94,20 @@ def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> Rend
     parts.append(Text("\nattempt ") + text(record.id, "bold") + Text(": ") + state_text(shown.state))
     if view.processes:
         parts.append(_processes(list(view.processes.values())))
+    parts.append(_facts(shown))
+    if outcome and outcome.failure:
+        parts.append(text(f"\n{outcome.failure.render()}"))
+    return Group(*parts)
+
+
+def _facts(shown: Snapshot) -> Table:
+    record, view, outcome = shown.entry.record, shown.view, shown.entry.outcome
     facts = Table(box=None, show_header=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("launcher", text(record.launcher))
-    for name, line in (("progress", view.progress_line), ("world size", view.world_line)):
+    said = {"progress": view.progress_line, "world size": view.world_line}
+    for name, line in said.items():
         if line:
             facts.add_row(name, text(line))
     if view.checkpoint:
@@ -114,10 +123,7 @@ def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> Rend
         facts.add_row("link", text(f"{name}: {url}"))
     if outcome and outcome.result is not None:
         facts.add_row("result", text(json.dumps(outcome.result)[:_MAX_RESULT]))
-    parts.append(facts)
-    if outcome and outcome.failure:
-        parts.append(text(f"\n{outcome.failure.render()}"))
-    return Group(*parts)
+    return facts
 
 
 def _lease(shown: Snapshot) -> str:
