@@ -37,7 +37,7 @@ KEY = StageKey(("flights", "r1", "train"))
 
 UNPICKLES = PACKAGE / "worker" / "entry.py"  # the one place, and it runs in the job
 LOADERS = {"load", "loads", "load_module", "Unpickler", "safe_load", "full_load", "unsafe_load"}
-# JSON and TOML, which are data, and in the job the formats of TensorFlow and Spark, which user code asks for.
+# JSON and TOML, which hold plain values, and in the job the formats of TensorFlow and Spark, which user code asks for.
 SAFE_OWNERS = {"json", "tomllib", "tensorflow.saved_model", "_hub()", "PipelineModel", "reader"}
 SHELLS = {("os", "system"), ("os", "popen"), ("subprocess", "getoutput"), ("subprocess", "getstatusoutput")}
 PICKLES = {"pickle", "_pickle", "dill", "joblib", "marshal", "shelve", "yaml"}

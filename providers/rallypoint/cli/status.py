@@ -89,11 +89,11 @@ def show_stages(store: Store, stages: list[tuple[StageKey, Snapshot]]) -> Render
 
 def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> RenderableType:
     """Return a stage as tables: all attempts, and more on one of them."""
-    outcome = shown.entry.outcome
+    record, view, outcome = shown.entry.record, shown.view, shown.entry.outcome
     parts: list[RenderableType] = [Text("stage ") + text(key.text, "bold"), _attempts(attempts)]
-    parts.append(Text("\nattempt ") + text(shown.entry.record.id, "bold") + Text(": ") + state_text(shown.state))
-    if shown.view.processes:
-        parts.append(_processes(list(shown.view.processes.values())))
+    parts.append(Text("\nattempt ") + text(record.id, "bold") + Text(": ") + state_text(shown.state))
+    if view.processes:
+        parts.append(_processes(list(view.processes.values())))
     parts.append(_facts(shown))
     if outcome and outcome.failure:
         parts.append(text(f"\n{outcome.failure.render()}"))
@@ -101,13 +101,13 @@ def show_stage(key: StageKey, attempts: list[Snapshot], shown: Snapshot) -> Rend
 
 
 def _facts(shown: Snapshot) -> Table:
-    """Return what else is known of an attempt, a line each."""
     record, view, outcome = shown.entry.record, shown.view, shown.entry.outcome
     facts = Table(box=None, show_header=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("launcher", text(record.launcher))
-    for name, line in (("progress", view.progress_line), ("world size", view.world_line)):
+    said = {"progress": view.progress_line, "world size": view.world_line}
+    for name, line in said.items():
         if line:
             facts.add_row(name, text(line))
     if view.checkpoint:

@@ -211,7 +211,8 @@ def _file(path: str | None) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            value = tomllib.load(file)
     except (OSError, ValueError) as error:
         msg = f"the file of hosts {path} cannot be read ({error}): expected TOML with a table for each host"
         raise LaunchError(msg) from error
