@@ -134,7 +134,7 @@ def test_a_mistake_in_a_job_is_an_import_error_of_the_dag_file(airflow):
         ({"store": "/proc/no/such"}, False, "/proc/no/such"),
         ({"launcher": "teleport://x"}, False, "got the launcher 'teleport://x', expected one of"),
         ({"python": "/nowhere/python"}, False, "got python='/nowhere/python', expected the path of"),
-        ({"python": "{python}"}, True, "at {python} on"),
+        ({"python": "{python}"}, True, "python={python} answers (Python 3."),
     ],
 )
 def test_the_test_button_of_a_connection_tells_whether_it_works(airflow, extra, status, words):
