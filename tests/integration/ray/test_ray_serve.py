@@ -442,7 +442,7 @@ def test_a_dashboard_that_does_not_answer_is_retryable():
     rule = classify(
         tuple(job.failure_rules), exception=told["exception"], message=told["message"], signal=None, exit_code=1
     )
-    assert (rule.kind, rule.title) == (Kind.RETRYABLE, "the cluster does not answer")
+    assert (rule.kind, rule.name) == (Kind.RETRYABLE, "the cluster does not answer")
 
 
 def _cli(cluster, *words):
