@@ -435,6 +435,7 @@ WORKER = """org.apache.spark.api.python.PythonException: Traceback (most recent 
   File "/jobs/etl.py", line 3, in double
     raise ValueError("no such tail number")
 ValueError: no such tail number
+ SQLSTATE: 38000
 """
 
 

@@ -32,6 +32,7 @@ S3A_SECRET = "hunter3-of-the-bucket"
 SMALL = {"master": "local[2]", "conf": {"spark.sql.shuffle.partitions": 2}}
 
 DAG_FILE = """
+import contextlib
 import json
 import os
 import time
@@ -45,7 +46,10 @@ def look(spark, day):
     ui = spark.sparkContext.uiWebUrl
     page = f"{ui}/api/v1/applications/{spark.sparkContext.applicationId}/environment"
     environment = urllib.request.urlopen(page, timeout=30).read().decode()
-    commands = [path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline")]
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            commands.append(path.read_bytes().decode(errors="replace"))
     hadoop = spark.sparkContext._jsc.hadoopConfiguration()
     time.sleep(2.5)  # two looks of the progress
     return {

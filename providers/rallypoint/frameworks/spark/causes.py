@@ -18,7 +18,10 @@ _ROOT = re.compile(rf"^\s*Caused by: ({_JAVA_CLASS})(?:: (.*))?$", re.MULTILINE)
 _FIRST = re.compile(rf"^(?:: |Exception in thread \"[^\"]*\" )?({_JAVA_CLASS})(?:: (.*))?$", re.MULTILINE)
 _TASK = re.compile(r"Lost task (\S+) in stage (\S+) \(TID \d+\) \((\S+) executor (\S+)\):")
 _TRACEBACK = "Traceback (most recent call last):"
-_JAVA_FRAMES = re.compile(r"\n\s*(?:at [\w.$/]+\(|\t?at [\w.$/]+\(|Driver stacktrace|JVM stacktrace)|\n\n\n")
+# What Spark adds below a Python traceback: an error code of SQL, and its own frames.
+_JAVA_FRAMES = re.compile(
+    r"\n\s*(?:SQLSTATE: \w{5}|at [\w.$/]+\(|\t?at [\w.$/]+\(|Driver stacktrace|JVM stacktrace)|\n\n\n"
+)
 _EXCEPTION_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 _S3A = "org.apache.hadoop.fs.s3a.S3AFileSystem"
 _ENDING = 1.0  # seconds between the end of a JVM's connections and its own
