@@ -13,6 +13,8 @@ import httpx
 import pytest
 from ray_head import RayHead
 
+from rallypoint.worker.ports import free_ports
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -90,7 +92,9 @@ def runs(airflow, ray, tmp_path_factory) -> dict[str, Run]:
         Path(f"{witness}.{'fail' if fail else 'hold'}").touch()
         return Run(airflow, ray, dag_id, airflow.start(dag_id, {"witness": str(witness)}), task_id, witness)
 
+    served = Run(airflow, ray, "ray_served", airflow.start("ray_served", {"port": free_ports(1)[0]}), "back", folder)
     return {
+        "served": served,
         "killed": start("killed", "ray_synchronous"),
         "cleared": start("cleared", "ray_sweep", "tune"),
         "marked": start("marked", "ray_deferred"),
@@ -158,3 +162,14 @@ def test_clearing_a_deferred_sweep_stops_its_job_and_runs_no_finished_trial_agai
     result = airflow.api.xcom(*run.names)
     assert (result["config"], result["trials"]["finished"]) == ({"width": 1}, 3)
     run.wait_for_jobs("STOPPED", "SUCCEEDED")
+
+
+def test_an_application_is_deployed_rolled_back_by_its_name_and_removed(airflow, runs, ray):
+    run = runs["served"]
+    run.wait_for_end()
+    first, second, back, gone = (
+        airflow.api.xcom(run.dag_id, run.run_id, task) for task in ("first", "second", "back", "gone")
+    )
+    assert [each["version"] for each in (first, second, back, gone)] == [1, 2, 3, 4]  # each had its probe answered
+    assert (back["url"], gone["removed"]) == (first["url"], True)
+    assert ray.get("/api/serve/applications/", timeout=30)["applications"] == {}

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 def test_the_pipeline_trains_tunes_and_serves_and_its_model_triggers_another_dag(airflow):
     airflow.api.wait_until_parsed("flights_on_new_model")
     airflow.api.unpause("flights_on_new_model")
-    conf = {"fraction": 0.3, "epochs": 3, "trials": 4, "serve_port": free_ports(1)[0]}
+    conf = {"fraction": 0.3, "epochs": 3, "processes": 3, "trials": 4, "serve_port": free_ports(1)[0]}
     run = airflow.start("flights", conf)
     airflow.wait_alone("flights", run)
     airflow.api.wait_for_run("flights", run, timeout=700)
@@ -23,6 +23,9 @@ def test_the_pipeline_trains_tunes_and_serves_and_its_model_triggers_another_dag
     assert verdict["passed"] is True
     model = airflow.api.xcom("flights", run, "train")
     assert model["epochs"] == 3
+    assert [rank.world_size for rank in airflow.attempts("flights", run, "train")[0].view.last_round] == [3, 3, 3]
+    rows = airflow.api.xcom("flights", run, "preprocess")["rows"]
+    assert 0.25 < sum(rows.values()) / 327_346 < 0.35  # of all flights that landed where they were to
     assert airflow.api.xcom("flights", run, "tune")["trials"]["total"] == 4
     served = airflow.api.xcom("flights", run, "smoke")
     assert served["rows"] == 100
@@ -64,6 +67,8 @@ def test_clearing_a_training_whose_rank_was_killed_continues_it(airflow):
         ("example_dask_decorator", "squares", {"table"}),
         ("example_ray_job_operator", "estimate_pi", {"pi"}),
         ("example_ray_cluster", "count_more", {"cpus", "nodes"}),
+        ("example_ray_train_decorator", "fit", {"loss", "workers"}),
+        ("example_ray_tune_decorator", "descend", {"config", "table", "picture"}),
         ("example_tensorflow_operator", "count", {"total"}),
         ("example_spark_operator", "count_words", {"counts", "table"}),
         ("example_spark_decorator", "primes", {"primes"}),

@@ -12,6 +12,7 @@ from airflow.sdk import dag, task
 
 import rallypoint
 from rallypoint import search
+from rallypoint.airflow.operators import RayServeOperator, RayServeRollbackOperator, RayServeUndeployOperator
 
 ON_RAY = {"launcher_conn_id": "ray_cluster", "address": "auto"}
 WITNESS = "{{ dag_run.conf['witness'] }}"
@@ -68,6 +69,31 @@ def ray_sweep() -> None:
     task.ray_tune(task_id="tune", deferrable=True, max_concurrent_trials=1, **options, **ON_RAY)(trial)(WITNESS)
 
 
+@dag(schedule=None, render_template_as_native_obj=True)
+def ray_served() -> None:
+    """Deploys an application twice, goes back to the first one, and removes it."""
+    echo = {"name": "echo", "ray_conn_id": "ray_cluster"}
+    deploys = [
+        RayServeOperator(
+            task_id=text,
+            import_path="rallypoint.examples.echo:app",
+            ship_rallypoint=True,
+            route_prefix="/echo",
+            app_args={"text": text},
+            probe={"expect": {"text": text}},
+            http_host="127.0.0.1",
+            http_port="{{ dag_run.conf['port'] }}",
+            deferrable=True,
+            **echo,
+        )
+        for text in ("first", "second")
+    ]
+    back = RayServeRollbackOperator(task_id="back", probe={"expect": {"text": "first"}}, deferrable=True, **echo)
+    gone = RayServeUndeployOperator(task_id="gone", deferrable=True, **echo)
+    deploys[0] >> deploys[1] >> back >> gone
+
+
 ray_synchronous()
 ray_deferred()
+ray_served()
 ray_sweep()
