@@ -35,4 +35,4 @@ def test_the_blocks_are_found_where_prefect_looks_for_them():
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Block) and value is not Block
     }
-    assert blocks == {"rallypoint-store", "rallypoint-launcher", "rallypoint-ray-cluster"}
+    assert blocks == {"rallypoint-store", "rallypoint-launcher", "rallypoint-ray-cluster", "rallypoint-ssh-hosts"}
