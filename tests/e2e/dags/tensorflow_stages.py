@@ -29,7 +29,7 @@ def fit(strategy: Any, witness: str, steps: int = 6, hold_at: int = 3) -> dict[s
         done = tf.Variable(0, dtype=tf.int64)
     manager = checkpoint_manager(tf.train.Checkpoint(total=total, done=done))
     manager.restore_or_initialize()
-    first = int(done)
+    first = int(done.numpy())
     with open(witness, "a", encoding="utf-8") as file:
         file.write(f"attempt {stage.attempt} rank {stage.rank} first {first}\n")
 
@@ -48,7 +48,7 @@ def fit(strategy: Any, witness: str, steps: int = 6, hold_at: int = 3) -> dict[s
         done.assign(number + 1)
         manager.save(checkpoint_number=number + 1)
         stage.report(step=number + 1, total=steps, replicas=replicas)
-    return {"first": first, "total": float(total), "replicas": replicas, "attempt": stage.attempt}
+    return {"first": first, "total": float(total.numpy()), "replicas": replicas, "attempt": stage.attempt}
 
 
 @dag(schedule=None)

@@ -20,7 +20,7 @@ from rallypoint.stages.rule import Action, State
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-SOON = 120.0  # seconds that Spark may take to see that something came or went
+SOON = 240.0  # seconds that Spark may take to see that something came or went
 EXECUTOR, WORKER, MASTER = "CoarseGrainedExecutorBackend", "deploy.worker.Worker", "deploy.master.Master"
 # What makes a job small, so that a worker has room for two executors.
 TINY = {"driver_memory": "512m", "executor_memory": "512m", "conf": {"spark.ui.enabled": True}}

@@ -17,7 +17,7 @@ from rallypoint.stages.rule import State
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-SOON = 120.0  # seconds that Spark may take for what it was asked
+SOON = 240.0  # seconds that Spark may take for what it was asked
 TINY = {"driver_memory": "512m", "executor_memory": "512m", "total_executor_cores": 1}
 
 
