@@ -243,15 +243,17 @@ class Supervisor:
 
     def _end_all(self) -> None:
         """Kill every descendant; a gang leaves nothing behind."""
-        deadline = time.monotonic() + 10
+        deadline, empty = time.monotonic() + 10, 0
         while time.monotonic() < deadline:
             left = hostprocs.descendants(os.getpid())
             for pid in left:
                 _signal(pid, signal.SIGKILL)
             self._reap()
-            if not left:
+            # One look may miss a process whose parent ends while /proc is read: it is nobody's child for that moment.
+            empty = 0 if left else empty + 1
+            if empty > 1:
                 return
-            signal.sigtimedwait({signal.SIGCHLD}, 0.05)
+            signal.sigtimedwait({signal.SIGCHLD}, 0.02)
 
     def _cancelled(self) -> dict[str, Any] | None:
         return read_json(self._path("cancel.json"))
