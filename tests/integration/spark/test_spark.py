@@ -134,7 +134,7 @@ def lives(pid):
 # The session ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_function_gets_a_session_and_no_secret_of_it_is_shown(engine, dag, jobs_left, tmp_path, until):
+async def test_a_function_gets_a_session_and_no_secret_of_it_is_shown(engine, dag, jobs_left, tmp_path):
     # An empty jar of the connector's name, for the settings alone: Maven, which has the true one, cannot be reached.
     connector = tmp_path / "hadoop-aws-3.5.0.jar"
     with zipfile.ZipFile(connector, "w") as jar:
@@ -178,7 +178,7 @@ async def test_a_function_gets_a_session_and_no_secret_of_it_is_shown(engine, da
         holding = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
         assert holding == []
     assert '"spark.hadoop.fs.s3a.access.key","*********(redacted)"' in result["environment"].replace(" ", "")
-    await until(lambda: not jobs_left())  # what the JVM starts programs with may take a moment to be gone
+    assert jobs_left() == {}
 
 
 async def test_a_script_makes_its_session_as_it_always_did_and_may_forget_to_stop_it(engine, script, jobs_left):
