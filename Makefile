@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := airflow,prefect,torch,dask,ray,tensorflow,spark,s3,examples
 
 # `make demo-prefect` runs the same pipeline on a private Prefect.
 .PHONY: demo demo-stop demo-prefect demo-prefect-stop test lint types contracts check install clean screenshot screenshot-prefect
@@ -41,7 +40,7 @@ install: $(STAMP)
 
 # The lock is a constraint, so that a torch wheel from a local folder satisfies it; elsewhere uv takes the CPU build.
 $(STAMP): pyproject.toml constraints.txt devtools/install.sh
-	PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) sh devtools/install.sh $(VENV)
+	PYTHON=$(PYTHON) sh devtools/install.sh $(VENV)
 	touch $@
 
 # The pictures of the documentation. The first needs a demo that was left up, `make demo KEEP=1`; both need Chromium.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the virtual environment that every make target uses: `install.sh FOLDER`.
+# Makes the virtual environment that every make target uses: `install.sh FOLDER`. EXTRAS names fewer of the extras.
 set -eu
 venv=$1
 python=${PYTHON:-python3}
