@@ -43,9 +43,11 @@ $(STAMP): pyproject.toml constraints.txt devtools/install.sh
 	PYTHON=$(PYTHON) sh devtools/install.sh $(VENV)
 	touch $@
 
-# The pictures of the documentation. The first needs a demo that was left up, `make demo KEEP=1`; both need Chromium.
+# The pictures of the documentation; both need Chromium. The first needs a demo that was left up, `make demo KEEP=1`, and
+# its run page without the page's address in front: make screenshot URL=http://127.0.0.1:… RUN=/dags/flights/runs/….
 screenshot: $(STAMP)
-	$(BIN)/python devtools/screenshot.py --url $(URL) --path /dags/flights --out docs/flights-graph.png
+	$(BIN)/python devtools/screenshot.py --url $(URL) --path $(RUN) --graph-only --width 1600 --height 300 --scale 1.5 \
+		--out docs/flights-graph.png
 
 screenshot-prefect: $(STAMP)
 	$(BIN)/python devtools/prefect_retry.py --out docs/prefect-retry.png
