@@ -55,6 +55,7 @@ PEER = {"exception": "RuntimeError", "message": "[gloo/pair.cc:534] Connection c
         ({"exception": "torch.OutOfMemoryError", "message": "CUDA out of memory."}, Kind.RETRYABLE, "out of memory"),
         ({"exception": "RuntimeError", "message": "CUDA out of memory."}, Kind.RETRYABLE, "out of GPU memory"),
         ({"exception": "OSError", "message": "[Errno 28] No space left on device"}, Kind.RETRYABLE, "disk full"),
+        ({"exception": "OSError", "message": "[Errno 98] Address already in use"}, Kind.RETRYABLE, "a port was taken"),
         (PEER, Kind.RETRYABLE, "another process was lost"),
         (
             {

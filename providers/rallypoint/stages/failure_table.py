@@ -24,6 +24,10 @@ RULES: tuple[FailureRule, ...] = (
         message=r"No space left on device|Disk quota exceeded", retry_after=300,
     ),
     FailureRule(
+        "a port was taken", Kind.RETRYABLE, "the retry picks another; one that you named yourself has to be free",
+        message=r"[Aa]ddress already in use|EADDRINUSE", retry_after=0,
+    ),
+    FailureRule(
         "another process was lost", Kind.RETRYABLE, "look at the process that ended first", echo=True, retry_after=0,
         message=r"Connection (closed by peer|reset by peer|refused)|Broken pipe|heartbeat monitor|Socket closed"
         r"|NCCL (error|communicator was aborted)|remote process exited|DistNetworkError|Timed out waiting",
