@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 PATIENCE = 900.0  # seconds that the store or the launcher may be out of reach before the task is told
 KILL_GRACE = timedelta(seconds=15)  # Airflow gives `on_kill` 30 s in all
+# The shortest wait, in seconds. Once per loop the scheduler learns of the end of the worker that deferred. If the task
+# runs again by then, it takes that end for this one's and fails the task (`SchedulerJobRunner.process_executor_events`:
+# "finished with state success, but the task instance's state attribute is running").
+SETTLED = 2.0
 
 
 class StageTrigger(BaseTrigger):
@@ -72,12 +76,15 @@ class StageTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event: the attempt ended, its time was over, or it cannot be seen from here."""
         unreachable_since: float | None = None
+        began = time.monotonic()
         while True:
             try:
                 async with turn("begin"):  # a thousand begin together when a triggerer is started again
                     engine = await self._engine()
                     attempt = await engine.read(self.attempt)
-                yield TriggerEvent(await self._wait(engine, attempt))
+                event = await self._wait(engine, attempt)
+                await asyncio.sleep(began + SETTLED - time.monotonic())
+                yield TriggerEvent(event)
             except (RallypointError, OSError) as error:
                 unreachable_since = unreachable_since or time.monotonic()
                 if time.monotonic() - unreachable_since > PATIENCE:
