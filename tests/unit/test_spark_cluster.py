@@ -13,6 +13,7 @@ from rallypoint.frameworks.spark import daemon
 from rallypoint.frameworks.spark.cluster import SparkCluster, SparkWorkers
 from rallypoint.frameworks.spark.connect_server import SparkConnectServer
 from rallypoint.frameworks.spark.environment import FileMissingError
+from rallypoint.frameworks.spark.installation import Installation
 from rallypoint.frameworks.spark.java import JavaMissingError
 from rallypoint.frameworks.spark.job import SparkJob
 from rallypoint.frameworks.spark.master_watch import MasterWatch
@@ -110,13 +111,13 @@ def test_bad_input_is_answered_when_the_job_is_made(make, name):
 def test_a_host_without_spark_or_java_says_so(tmp_path, monkeypatch):
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(FileMissingError, match="bin/spark-class"):
-        daemon.Installation(str(tmp_path))
+        Installation(str(tmp_path))
     for folder in ("bin", "jars"):
         (tmp_path / folder).mkdir()
     (tmp_path / "bin" / "spark-class").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(JavaMissingError, match="install it"):
-        daemon.Installation(str(tmp_path))
+        Installation(str(tmp_path))
 
 
 def test_a_file_of_properties_is_for_this_user_alone(tmp_path):
