@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rallypoint.frameworks.cluster.addresses import answers, wait_for
 from rallypoint.frameworks.cluster.daemon import LOOK, DaemonLostError, DaemonStartError
 from rallypoint.worker import context, process
 
@@ -27,16 +27,6 @@ _LONGEST_PAUSE = 30.0  # seconds before a restart
 _FIRST_WORKER = "worker-0"
 
 T = TypeVar("T")
-
-
-def answers(address: str) -> bool:
-    """Return whether something listens at ``host:port``."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -95,12 +85,11 @@ class Node:
         Raises:
             DaemonStartError: It does not in time.
         """
-        deadline = self.deadline()
-        while not chief.answers() and not self.stop.wait(LOOK):
-            if time.monotonic() > deadline:
-                where, seconds = ",".join(chief.addresses), self.settings["start_timeout"]
-                msg = f"nothing answered at the {chief.name}'s address {where} within {seconds:g} s"
-                raise DaemonStartError(msg)
+        seconds = self.settings["start_timeout"]
+        if not wait_for(chief.addresses, seconds, stop=self.stop) and not self.stopping:
+            where = ",".join(chief.addresses)
+            msg = f"nothing answered at the {chief.name}'s address {where} within {seconds:g} s"
+            raise DaemonStartError(msg)
 
     def wait_for_members(
         self, names: Sequence[str], joined: Callable[[], Mapping[str, T]], daemon: Daemon, *, deadline: float

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rallypoint.frameworks.cluster import nodes
+from rallypoint.frameworks.cluster.addresses import answers
 from rallypoint.frameworks.cluster.daemon import LOOK, DaemonStartError
 from rallypoint.frameworks.spark import daemon
 from rallypoint.worker import context, process
@@ -50,7 +51,7 @@ def serve(node: Node) -> None:
 
 def _wait(node: Node, address: str, running: Daemon) -> None:
     deadline = node.deadline()
-    while not node.stop.wait(LOOK) and not nodes.answers(address):
+    while not node.stop.wait(LOOK) and not answers(address):
         if (code := running.ended()) is not None:
             msg = f"the server ended with exit code {code} while it was starting; it printed:\n{running.last_lines()}"
             raise DaemonStartError(msg)

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.frameworks.cluster.nodes import answers
+from rallypoint.frameworks.cluster.addresses import answers
 from rallypoint.worker import process
 
 if TYPE_CHECKING:
