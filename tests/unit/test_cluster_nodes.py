@@ -14,6 +14,7 @@ import time
 import pytest
 
 from rallypoint.frameworks.cluster import nodes
+from rallypoint.frameworks.cluster.addresses import answers, wait_for
 from rallypoint.frameworks.cluster.daemon import Daemon, DaemonLostError, DaemonStartError
 from rallypoint.frameworks.cluster.nodes import Chief, Node
 from rallypoint.worker import context
@@ -81,6 +82,22 @@ def test_a_daemon_that_does_not_end_when_it_is_asked_to_is_killed(run, tmp_path)
     until(lambda: "up" in (tmp_path / "daemon.log").read_text())
     daemon.stop()
     assert daemon.ended() is not None
+
+
+def test_an_address_is_waited_for_until_something_listens_there():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert not wait_for([address], 0.1)
+        threading.Timer(0.3, listening.listen).start()
+        assert wait_for([address], 30)
+
+
+def test_an_ipv6_address_may_be_in_brackets():
+    with socket.socket(socket.AF_INET6) as listening:
+        listening.bind(("::1", 0))
+        listening.listen()
+        assert answers(f"[::1]:{listening.getsockname()[1]}")
 
 
 def test_a_node_waits_for_any_of_its_chiefs_addresses(chief):
