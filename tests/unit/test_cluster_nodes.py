@@ -95,7 +95,10 @@ def test_an_address_is_waited_for_until_something_listens_there():
 
 def test_an_ipv6_address_may_be_in_brackets():
     with socket.socket(socket.AF_INET6) as listening:
-        listening.bind(("::1", 0))
+        try:
+            listening.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this host has no IPv6")
         listening.listen()
         assert answers(f"[::1]:{listening.getsockname()[1]}")
 
