@@ -23,11 +23,13 @@ from rallypoint.launchers.local import LocalLauncher
 from rallypoint.stages.attempt import Request, Started
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
+from rallypoint.stages.rule import State
 from rallypoint.stages.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from rallypoint.spec.job import Job
     from rallypoint.stages.outcome import Outcome
 
 HERE = Path(__file__).resolve().parent
@@ -176,11 +178,6 @@ def engine(folder: Path, name: str) -> Engine:
     return Engine(Store.open(folder / "store"), StageKey(("benchmark", name)), LocalLauncher(folder / "runs"))
 
 
-async def start(stage: Engine, args: Sequence[str], owner: str = "try-1") -> Started:
-    """Start a stage of `scripts/train.py`, as an operator does."""
-    return await stage.start(training(args), Request(owner=owner))
-
-
 async def finish(stage: Engine, started: Started) -> Outcome:
     """Watch an attempt until it has ended, as an operator does."""
     outcome = started.attempt.outcome
@@ -189,6 +186,17 @@ async def finish(stage: Engine, started: Started) -> Outcome:
     if outcome is None:
         raise RuntimeError(f"{started.attempt.record.id} has ended without an outcome")
     return outcome
+
+
+async def succeed(stage: Engine, job: Job, what: str = "the stage", *, owner: str = "try-1") -> None:
+    """Run a stage to its end, as an operator does.
+
+    Raises:
+        RuntimeError: It did not succeed.
+    """
+    outcome = await finish(stage, await stage.start(job, Request(owner=owner)))
+    if outcome.state is not State.SUCCEEDED:
+        raise RuntimeError(f"{what} {outcome.state}: {outcome.failure}")
 
 
 def calibrate(folder: Path, seconds: float) -> int:
@@ -202,6 +210,62 @@ def calibrate(folder: Path, seconds: float) -> int:
 def epoch_times(record: Path) -> list[float]:
     """Return when the epochs of one run began and ended: the begin of the first, and the end of each."""
     return [json.loads(line)["t"] for line in record.read_text(encoding="utf-8").splitlines()]
+
+
+# The same script as a stage and under a framework's own command -------------------------------------------------------
+
+
+class TimedScript:
+    """A script that writes when it ran into the file that is its only argument.
+
+    Args:
+        folder: Where it and its answers are.
+        code: The script.
+    """
+
+    def __init__(self, folder: Path, code: str) -> None:
+        self._folder = folder
+        self._path = folder / "job.py"
+        self._path.write_text(code, encoding="utf-8")
+
+    def words(self, name: str) -> list[str]:
+        """Return the script and its argument for a run of a name."""
+        return [str(self._path), str(self._answer(name))]
+
+    def entry(self, name: str) -> Script:
+        """Return the same as a stage's entry."""
+        path, *args = self.words(name)
+        return Script(path, args)
+
+    def time(self, name: str, run: Callable[[], object]) -> tuple[float, float]:
+        """Run it; return the seconds until it wrote, and until the end."""
+        began = time.time()
+        run()
+        return float(self._answer(name).read_text(encoding="utf-8")) - began, time.time() - began
+
+    def _answer(self, name: str) -> Path:
+        return self._folder / f"{name}.txt"
+
+
+def by_turns(
+    ways: Mapping[str, Callable[[str], tuple[float, float]]], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Return what the ways of doing the same took in each round; which one begins changes from round to round.
+
+    Args:
+        ways: Each takes the name of a run.
+        rounds: How many; one more before them does not count.
+    """
+    for number, way in enumerate(ways.values()):
+        way(f"warm-{number}")
+    wait_for_quiet()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in range(rounds):
+        numbered = list(enumerate(ways.items()))
+        for kind, (name, way) in numbered if number % 2 == 0 else numbered[::-1]:
+            times[name].append(way(f"round-{number}-{kind}"))
+        console.print(f"round {number + 1} of {rounds}: {[f'{found[-1][1]:.2f} s' for found in times.values()]}")
+    return times
 
 
 def wait_for(condition: Callable[[], T | None], what: str, *, seconds: float = 300) -> T:

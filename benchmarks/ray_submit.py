@@ -14,18 +14,15 @@ import asyncio
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _common import Report, console, finish, spread, wait_for_quiet
+from _common import Report, TimedScript, by_turns, spread, succeed
 
-from rallypoint import PythonJob, Script
+from rallypoint import PythonJob
 from rallypoint.launchers.registry import open_launcher
-from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
-from rallypoint.stages.rule import State
 from rallypoint.stages.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "devtools"))
@@ -50,44 +47,29 @@ class Bench:
     def __init__(self, folder: Path, dashboard: str) -> None:
         self.folder = folder
         self.dashboard = dashboard
-        self.script = folder / "job.py"
-        self.script.write_text(_SCRIPT, encoding="utf-8")
+        self.script = TimedScript(folder, _SCRIPT)
 
     def ray_submit(self, name: str) -> tuple[float, float]:
         """Submit with Ray's command line; return the seconds until the code ran, and until the command ended."""
         ray = Path(sys.executable).with_name("ray")
-        command = [str(ray), "job", "submit", "--address", self.dashboard, "--", sys.executable, str(self.script)]
-        began = time.time()
-        subprocess.run([*command, str(self._answer(name))], check=True, capture_output=True)
-        return self._ran(name) - began, time.time() - began
+        command = [str(ray), "job", "submit", "--address", self.dashboard, "--", sys.executable]
+        command += self.script.words(name)
+        return self.script.time(name, lambda: subprocess.run(command, check=True, capture_output=True))
 
     def stage(self, name: str) -> tuple[float, float]:
         """Run a stage from this process; return the same."""
-        began = time.time()
-        asyncio.run(self.run_stage(name))
-        return self._ran(name) - began, time.time() - began
+        return self.script.time(name, lambda: asyncio.run(self.run_stage(name)))
 
     def fresh_stage(self, name: str) -> tuple[float, float]:
         """Run a stage from a process that is started for it; return the same."""
         command = [sys.executable, __file__, _FRESH, str(self.folder), self.dashboard, name]
-        began = time.time()
-        subprocess.run(command, check=True, capture_output=True)
-        return self._ran(name) - began, time.time() - began
+        return self.script.time(name, lambda: subprocess.run(command, check=True, capture_output=True))
 
     async def run_stage(self, name: str) -> None:
         """Start a stage and follow it to its end, as an operator does."""
         launcher = open_launcher(self.dashboard.replace("http://", "ray-jobs://"))
-        engine = Engine(Store.open(self.folder / "store"), StageKey(("benchmark", name)), launcher)
-        job = PythonJob(Script(str(self.script), (str(self._answer(name)),)))
-        outcome = await finish(engine, await engine.start(job, Request(owner="benchmark")))
-        if outcome.state is not State.SUCCEEDED:
-            raise RuntimeError(f"the stage {name} ended as {outcome.state}: {outcome.failure}")
-
-    def _answer(self, name: str) -> Path:
-        return self.folder / f"{name}.txt"
-
-    def _ran(self, name: str) -> float:
-        return float(self._answer(name).read_text(encoding="utf-8"))
+        stage = Engine(Store.open(self.folder / "store"), StageKey(("benchmark", name)), launcher)
+        await succeed(stage, PythonJob(self.script.entry(name)), f"the stage {name}")
 
 
 def main() -> None:
@@ -103,14 +85,7 @@ def main() -> None:
             "stage": bench.stage,
             "stage, fresh process": bench.fresh_stage,
         }
-        for number, way in enumerate(ways.values()):
-            way(f"warm-{number}")
-        wait_for_quiet()
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for number in range(rounds):
-            for kind, (name, way) in enumerate(ways.items()):
-                times[name].append(way(f"round-{number}-{kind}"))
-            console.print(f"round {number + 1} of {rounds}: {[f'{found[-1][1]:.2f} s' for found in times.values()]}")
+        times = by_turns(ways, rounds)
     for index, what in enumerate(("until the code runs", "until success is known")):
         own = spread(pair[index] for pair in times["ray job submit"])
         for name, found in times.items():

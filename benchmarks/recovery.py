@@ -41,11 +41,13 @@ from _common import (
     median,
     run_bash_operator,
     spread,
-    start,
+    succeed,
+    training,
     wait_for,
     wait_for_quiet,
 )
 
+from rallypoint.stages.attempt import Request
 from rallypoint.stages.rule import State
 
 SHARE = 0.8  # of the training that is done when the ranks are killed
@@ -56,10 +58,8 @@ async def uninterrupted(folder: Path, name: str, args: list[str], epochs: int) -
     """Run the whole stage, and return its parts: start-up, the rest after the moment of the kill, one interval."""
     record = folder / f"{name}.jsonl"
     stage, began = engine(folder, name), time.time()
-    outcome = await finish(stage, await start(stage, [*args, "--record", str(record)]))
+    await succeed(stage, training([*args, "--record", str(record)]), "the uninterrupted stage")
     ended = time.time()
-    if outcome.state is not State.SUCCEEDED:
-        raise RuntimeError(f"the uninterrupted stage {outcome.state}: {outcome.failure}")
     times, done = epoch_times(record), round(epochs * SHARE)
     return {
         "total": ended - began,
@@ -74,7 +74,7 @@ async def interrupted(folder: Path, name: str, args: list[str], epochs: int) -> 
     record, done = folder / f"{name}.jsonl", round(epochs * SHARE)
     arguments = [*args, "--record", str(record)]
     stage = engine(folder, name)
-    started = await start(stage, arguments)
+    started = await stage.start(training(arguments), Request(owner="try-1"))
     watching = asyncio.create_task(finish(stage, started))
     times = await asyncio.to_thread(
         wait_for, lambda: record.exists() and len(t := epoch_times(record)) > done and t, "80 % of the epochs"
@@ -89,10 +89,8 @@ async def interrupted(folder: Path, name: str, args: list[str], epochs: int) -> 
     if outcome.state is not State.FAILED:
         raise RuntimeError(f"the killed attempt {outcome.state}")
     record.unlink()
-    outcome = await finish(stage, await start(stage, arguments, owner="try-2"))
+    await succeed(stage, training(arguments), "the retry", owner="try-2")
     ended = time.time()
-    if outcome.state is not State.SUCCEEDED:
-        raise RuntimeError(f"the retry {outcome.state}: {outcome.failure}")
     again = epoch_times(record)
     return {
         "until_failure_known": noticed - killed,

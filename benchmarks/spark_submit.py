@@ -15,16 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _common import Report, console, engine, finish, median, spread, wait_for_quiet
+from _common import Report, TimedScript, by_turns, engine, median, spread, succeed
 
-from rallypoint import Script, SparkJob
-from rallypoint.stages.attempt import Request
-from rallypoint.stages.rule import State
+from rallypoint import SparkJob
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "devtools"))
 from spark_head import SMALL, spark_cluster
@@ -61,41 +58,28 @@ class Bench:
         self.folder = folder
         self.master = master
         self.cluster = cluster
-        self.script = folder / "job.py"
-        self.script.write_text(_SCRIPT, encoding="utf-8")
+        self.script = TimedScript(folder, _SCRIPT)
 
     def spark_submit(self, name: str) -> tuple[float, float]:
         """Run with Spark's command line; return the seconds until the session was there, and until the end."""
         command = [str(Path(sys.executable).with_name("spark-submit")), "--master", self.master]
         command += ["--driver-memory", MEMORY, "--executor-memory", MEMORY, "--conf", "spark.ui.port=0"]
+        command += self.script.words(name)
         env = os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-        began = time.time()
-        subprocess.run([*command, str(self.script), str(self._answer(name))], check=True, capture_output=True, env=env)
-        return self._ran(name) - began, time.time() - began
+        return self.script.time(name, lambda: subprocess.run(command, check=True, capture_output=True, env=env))
 
     def stage(self, name: str) -> tuple[float, float]:
         """Run a stage from this process; return the same."""
-        began = time.time()
-        asyncio.run(self._run_stage(name))
-        return self._ran(name) - began, time.time() - began
+        return self.script.time(name, lambda: asyncio.run(self._run_stage(name)))
 
     async def _run_stage(self, name: str) -> None:
         job = SparkJob(
-            Script(str(self.script), (str(self._answer(name)),)),
+            self.script.entry(name),
             master=self.cluster or self.master,
             driver_memory=MEMORY,
             executor_memory=MEMORY,
         )
-        runs = engine(self.folder, name)
-        outcome = await finish(runs, await runs.start(job, Request(owner="benchmark")))
-        if outcome.state is not State.SUCCEEDED:
-            raise RuntimeError(f"the stage {name} ended as {outcome.state}: {outcome.failure}")
-
-    def _answer(self, name: str) -> Path:
-        return self.folder / f"{name}.txt"
-
-    def _ran(self, name: str) -> float:
-        return float(self._answer(name).read_text(encoding="utf-8"))
+        await succeed(engine(self.folder, name), job, f"the stage {name}")
 
 
 def main() -> None:
@@ -122,15 +106,7 @@ def measure(bench: Bench, report: Report, rounds: int, where: str) -> None:
         "spark-submit": bench.spark_submit,
         "stage": bench.stage,
     }
-    for number, way in enumerate(ways.values()):
-        way(f"warm-{number}")
-    wait_for_quiet()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for number in range(rounds):
-        order = list(ways.items()) if number % 2 == 0 else list(ways.items())[::-1]
-        for name, way in order:
-            times[name].append(way(f"round-{number}-{name}"))
-        console.print(f"round {number + 1} of {rounds}: {[f'{found[-1][1]:.2f} s' for found in times.values()]}")
+    times = by_turns(ways, rounds)
     for index, what in enumerate(("until the session is there", "until success is known")):
         for name, found in times.items():
             seconds = [pair[index] for pair in found]

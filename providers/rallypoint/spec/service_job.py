@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.spec.entry import Entry, Module
 from rallypoint.spec.job import Job, digest
-from rallypoint.spec.service import DEFAULT_LEASE
+from rallypoint.spec.service import DEFAULT_LEASE, SERVICE, services_of
 
 if TYPE_CHECKING:
     from rallypoint.spec.gang import Gang
+    from rallypoint.spec.service import ServiceRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +54,16 @@ class ServiceJob(Job):
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in base}
         values = {**own, "resources": self.resources.to_json(), "env": dict(self.env), "python": self.python}
         return {"entry": f"service {self.kind}", **{name: digest(value) for name, value in values.items()}}
+
+    def _services_with(self, name: str) -> tuple[ServiceRef, ...]:
+        """Return the service whose address object a parameter holds, if it does, and what else this uses."""
+        given = getattr(self, name)
+        own: tuple[ServiceRef, ...] = ()
+        if isinstance(given, Mapping) and SERVICE in given:
+            own = services_of(given, job=type(self).__name__, name=name)
+        return tuple(dict.fromkeys((*own, *super().services())))
+
+    def _check_number(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.invalid(name, value, f"a whole number, {least} or more")

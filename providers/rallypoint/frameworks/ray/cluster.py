@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rallypoint.errors import InvalidJobError
 from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.resources import Resources
-from rallypoint.spec.service import SERVICE, services_of
 from rallypoint.spec.service_job import ServiceJob
 
 if TYPE_CHECKING:
@@ -97,11 +96,6 @@ class RayNodes(ServiceJob):
         words = {"ip": Macro.ADDRESS, "attempt": Macro.ATTEMPT, "start_timeout": self.start_timeout, **settings}
         argv = (Macro.PYTHON, "-m", _DRIVER, name, json.dumps(words, sort_keys=True))
         return Role(name=name, argv=argv, env=dict(self.env), **more)
-
-    def _check_number(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.invalid(name, value, f"a whole number, {least} or more")
 
     def _bytes(self, name: str) -> int | None:
         try:
@@ -201,8 +195,7 @@ class RayWorkers(RayNodes):
 
     def services(self) -> tuple[ServiceRef, ...]:
         """Return the cluster, if it is a temporary one, and what else this uses."""
-        own = services_of(self.cluster, job=type(self).__name__, name="cluster") if SERVICE in self.cluster else ()
-        return tuple(dict.fromkeys((*own, *super().services())))
+        return self._services_with("cluster")
 
     def roles(self) -> tuple[Role, ...]:
         """Return one role: the workers."""

@@ -9,13 +9,12 @@ import math
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rallypoint.frameworks.cluster.addresses import wait_for
 from rallypoint.frameworks.ray import environment
 from rallypoint.frameworks.ray.address import AUTO
 from rallypoint.frameworks.ray.failures import ClusterUnreachableError, causes
@@ -71,8 +70,13 @@ def connected(settings: Mapping[str, Any]) -> Iterator[None]:
 
 def _join(settings: Mapping[str, Any]) -> Any:
     address = settings["address"]
-    if address != AUTO:
-        _wait_for(address, settings["connect_timeout"])
+    timeout = settings["connect_timeout"]
+    if address != AUTO and not wait_for([address], timeout):  # Ray's own wait says nothing for a minute
+        msg = (
+            f"got the Ray address {address}, at which nothing answered within {timeout:g} s: start the cluster, "
+            "correct address=, or leave it out for a local Ray"
+        )
+        raise ClusterUnreachableError(msg)
     if sys.platform == "linux" and address.startswith(_LOOPBACK):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # see `_local`
     import ray
@@ -90,25 +94,6 @@ def _join(settings: Mapping[str, Any]) -> Any:
             "start a node of the cluster on this host, correct address=, or leave it out for a local Ray"
         )
         raise ClusterUnreachableError(msg) from error
-
-
-def _wait_for(address: str, timeout: float) -> None:
-    """Wait until something listens at the address; Ray's own wait says nothing for a minute."""
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=min(5.0, timeout)).close()
-        except OSError as error:
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-            msg = (
-                f"got the Ray address {address}, at which nothing answered within {timeout:g} s: start the cluster, "
-                "correct address=, or leave it out for a local Ray"
-            )
-            raise ClusterUnreachableError(msg) from error
-        return
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from rallypoint.frameworks.spark.failures import FAILURE_RULES
 from rallypoint.frameworks.spark.options import WrongOptionError, conf_of, secret_conf_of
 from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.resources import Resources
-from rallypoint.spec.service import SERVICE, services_of
 from rallypoint.spec.service_job import ServiceJob
 
 if TYPE_CHECKING:
@@ -95,11 +94,6 @@ class SparkDaemons(ServiceJob):
 
     def _driver(self) -> str:
         return _DRIVER
-
-    def _check_number(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.invalid(name, value, f"a whole number, {least} or more")
 
     def _mebibytes(self, name: str, least: int) -> int:
         value = getattr(self, name)
@@ -253,8 +247,7 @@ class SparkWorkers(SparkNodes):
 
     def services(self) -> tuple[ServiceRef, ...]:
         """Return the cluster, if it is a temporary one, and what else this uses."""
-        own = services_of(self.cluster, job=type(self).__name__, name="cluster") if SERVICE in self.cluster else ()
-        return tuple(dict.fromkeys((*own, *super().services())))
+        return self._services_with("cluster")
 
     def roles(self) -> tuple[Role, ...]:
         """Return one role: the workers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rallypoint.spec.failure import FailureRule, Kind
 
 _OURS = r"^rallypoint\.frameworks\.spark\."
+_DAEMONS = r"^rallypoint\.frameworks\.cluster\."
 
 CLUSTER_RULES: tuple[FailureRule, ...] = (
     FailureRule(
@@ -13,11 +14,11 @@ CLUSTER_RULES: tuple[FailureRule, ...] = (
     ),
     FailureRule(
         "Spark's service was lost", Kind.RETRYABLE, "look at its last lines; a retry starts a new one",
-        exception=rf"{_OURS}.*DaemonLostError$", retry_after=10,
+        exception=rf"{_DAEMONS}.*DaemonLostError$", retry_after=10,
     ),
     FailureRule(
         "Spark's service did not start", Kind.RETRYABLE, "look at its last lines, or raise start_timeout",
-        exception=rf"{_OURS}.*DaemonStartError$", retry_after=30,
+        exception=rf"{_DAEMONS}.*DaemonStartError$", retry_after=30,
     ),
     FailureRule(
         "the cluster cannot be asked", Kind.USER, "correct what the message names, then clear the task",

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rallypoint.frameworks.cluster.daemon import Daemon
 from rallypoint.frameworks.spark import environment, properties
 from rallypoint.frameworks.spark.cluster_mode_apps import SubmissionError
-from rallypoint.frameworks.spark.daemon import Daemon, Installation
+from rallypoint.frameworks.spark.installation import Installation
 from rallypoint.spec.shipment import ARCHIVE
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,10 +17,10 @@ from rallypoint.frameworks.spark.options import (
 )
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.resources import Resources
-from rallypoint.spec.service import SERVICE, as_object, services_of
+from rallypoint.spec.service import as_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from rallypoint.spec.service import ServiceRef
 
@@ -90,11 +89,7 @@ class SparkConnectServer(SparkDaemons):
 
     def services(self) -> tuple[ServiceRef, ...]:
         """Return the cluster that it runs on, if it is a temporary one, and what else this uses."""
-        on = self.master
-        own: tuple[ServiceRef, ...] = ()
-        if isinstance(on, Mapping) and SERVICE in on:
-            own = services_of(on, job=type(self).__name__, name="master")
-        return tuple(dict.fromkeys((*own, *super().services())))
+        return self._services_with("master")
 
     def roles(self) -> tuple[Role, ...]:
         """Return one role of one process: the server."""

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from rallypoint.frameworks.cluster.addresses import wait_for
 from rallypoint.frameworks.spark import environment, properties
 from rallypoint.frameworks.spark.causes import causes, find_lost_driver
 from rallypoint.frameworks.spark.master_watch import watched
@@ -94,7 +95,7 @@ def _with_server(settings: Mapping[str, Any], entry: list[str]) -> Any:
     url = str(settings["connect"])
     parts = urlsplit(url)
     timeout = settings["connect_timeout"]
-    if not environment.wait_for([(parts.hostname or "", parts.port or _CONNECT_PORT)], timeout):
+    if not wait_for([f"{parts.hostname or ''}:{parts.port or _CONNECT_PORT}"], timeout):
         msg = (
             f"got the Spark Connect server {url}, at which nothing answered within {timeout:g} s from "
             f"{context.host()}: start it, or correct connect="

@@ -7,14 +7,13 @@ import binascii
 import importlib.util
 import os
 import shlex
-import socket
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from rallypoint.frameworks.cluster.addresses import wait_for
 from rallypoint.frameworks.spark import hive, properties, s3a
 from rallypoint.frameworks.spark.java import require_java, require_version
 from rallypoint.spec.shipment import ARCHIVE
@@ -23,11 +22,10 @@ from rallypoint.worker.entry import EntryLoadError
 from rallypoint.worker.stage import stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 _LOOPBACK = "127.0.0.1"
 _FILES = ("spark.jars", "spark.submit.pyFiles", "spark.files", "spark.archives", "spark.kerberos.keytab")
-_RETRY = 0.5  # seconds between two attempts at a connection
 
 
 class FileMissingError(EntryLoadError):
@@ -175,27 +173,6 @@ def spark_home() -> str:
     return str(os.environ.get("SPARK_HOME") or _find_spark_home())
 
 
-def wait_for(addresses: Iterable[tuple[str, int]], seconds: float) -> bool:
-    """Wait until something listens at one of some addresses; return whether it does.
-
-    Args:
-        addresses: Hosts and ports.
-        seconds: The longest wait.
-    """
-    listed = list(addresses)
-    deadline = time.monotonic() + seconds
-    while True:
-        for host, port in listed:
-            try:
-                socket.create_connection((host, port), timeout=max(0.1, min(5.0, seconds))).close()
-            except OSError:
-                continue
-            return True
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_RETRY)
-
-
 def _hive_folder(data_uri: str) -> str:
     """Return where an embedded metastore is by default: below the stage's folder, or else the attempt's."""
     if data_uri.startswith("file://"):
@@ -204,7 +181,7 @@ def _hive_folder(data_uri: str) -> str:
 
 
 def _wait_for_master(master: str, seconds: float) -> None:
-    if not wait_for(_addresses(master), seconds):
+    if not wait_for([f"{host}:{port}" for host, port in _addresses(master)], seconds):
         msg = (
             f"got the Spark master {master}, at which nothing answered within {seconds:g} s from {context.host()}: "
             "start it, correct master=, or leave it out for a local Spark"

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rallypoint.frameworks.spark import daemon
+from rallypoint.frameworks.cluster.addresses import answers
 from rallypoint.worker import process
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class MasterWatch:
         """Return True when no master has answered for as long as the patience, or False when this is closed."""
         seen = float("inf")
         while not self._over.wait(self._look_every):
-            if any(daemon.answers(each) for each in self._addresses):
+            if any(answers(each) for each in self._addresses):
                 seen = time.monotonic()
             elif time.monotonic() - seen >= self._patience:
                 return not self._over.is_set()
