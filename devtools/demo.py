@@ -28,10 +28,10 @@ from rich.table import Table
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.store import Store
-from rallypoint.worker.supervisor import free_ports
+from rallypoint.worker.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-METRICS_TASK = "evaluate"
+METRICS_TASKS = ("evaluate", "compare")
 ANSWER_TASK = "smoke"
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 40
@@ -173,12 +173,15 @@ def metrics_table(value: object) -> Table | None:
     """Return the model's metrics beside the baseline's, None if the value holds no such metrics.
 
     Args:
-        value: What the task `evaluate` returned: `{"model": {"roc_auc": 0.69}, "baseline": {"roc_auc": 0.66}}`.
+        value: What a task of `METRICS_TASKS` returned: `{"model": {"roc_auc": 0.69}, "baseline": {"roc_auc": 0.66}}`;
+            of several models `{"models": {"gbt": {"roc_auc": 0.69}, …}, "baseline": …}`.
     """
     if not isinstance(value, Mapping):
         return None
-    columns = {name: value[name] for name in ("model", "baseline") if isinstance(value.get(name), Mapping)}
-    if "model" not in columns:
+    models = value.get("models", {"model": value.get("model")})
+    found = {**models, "baseline": value.get("baseline")} if isinstance(models, Mapping) else {}
+    columns = {name: metrics for name, metrics in found.items() if isinstance(metrics, Mapping)}
+    if not columns.keys() - {"baseline"}:
         return None
     table = Table(title="Metrics", title_justify="left")
     table.add_column("metric")
@@ -187,6 +190,13 @@ def metrics_table(value: object) -> Table | None:
     for metric in dict.fromkeys(metric for metrics in columns.values() for metric in metrics):
         table.add_row(str(metric), *(_number(metrics.get(metric)) for metrics in columns.values()))
     return table
+
+
+def _metrics(api: AirflowApi, run: DagRun, task_id: str) -> Table | None:
+    try:
+        return metrics_table(api.xcom(run.dag_id, run.run_id, task_id))
+    except AirflowApiError:  # the DAG has no such task
+        return None
 
 
 def show_answer(value: object, console: Console) -> None:
@@ -207,11 +217,8 @@ def show_answer(value: object, console: Console) -> None:
 def report(api: AirflowApi, board: Board, run: DagRun, console: Console) -> None:
     """Print what a run has achieved, or why it failed."""
     if run.state == "success":
-        try:
-            table = metrics_table(api.xcom(run.dag_id, run.run_id, METRICS_TASK))
-        except AirflowApiError:
-            table = None
-        console.print(table or f"task {METRICS_TASK} left no metrics")
+        tables = [_metrics(api, run, task) for task in METRICS_TASKS]
+        console.print(next(filter(None, tables), f"no task of {', '.join(METRICS_TASKS)} left metrics"))
         with suppress(AirflowApiError):
             show_answer(api.xcom(run.dag_id, run.run_id, ANSWER_TASK), console)
         return

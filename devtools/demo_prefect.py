@@ -24,7 +24,7 @@ from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import list_stages
 from rallypoint.stages.store import Store
-from rallypoint.worker.supervisor import free_ports
+from rallypoint.worker.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOYMENT = "flights/on-new-data"

@@ -47,3 +47,15 @@ def test_an_airflow_that_does_not_answer_is_one_sentence_and_no_traceback(monkey
     said = capsys.readouterr().out
     assert "the private Airflow did not answer (timed out)" in said
     assert "processes; run it again" in said
+
+
+def test_the_metrics_of_one_model_or_of_several_are_beside_the_baselines():
+    baseline = {"roc_auc": 0.66}
+
+    one = demo.metrics_table({"model": {"roc_auc": 0.69}, "baseline": baseline})
+    several = demo.metrics_table({"models": {"gbt": {"roc_auc": 0.69}, "logistic": {}}, "baseline": baseline})
+
+    assert [column.header for column in one.columns] == ["metric", "model", "baseline"]
+    assert [column.header for column in several.columns] == ["metric", "gbt", "logistic", "baseline"]
+    assert demo.metrics_table({"baseline": baseline}) is None
+    assert demo.metrics_table({"models": "none"}) is None
