@@ -19,6 +19,7 @@ from prefect.artifacts import (
     TableArtifact,
 )
 from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.utilities.urls import url_for
 
 from rallypoint.errors import StoreError
 from rallypoint.prefect.picture import data_uri, draw
@@ -94,6 +95,10 @@ class Showing:
             f"| status | `rallypoint status {record.id} --store {_cell(store)}` |",
         ]
         await self._write("stage", MarkdownArtifact(markdown="\n".join(lines)), f"the stage {self._name}")
+        run = ("task-run", self._run.task_run) if self._run.task_run else ("flow-run", self._run.flow_run)
+        if run[1] and (page := url_for(run[0], obj_id=run[1])):  # None where no address of the UI is known
+            link = LinkArtifact(link=f"{page}?tab=Logs", link_text="logs")
+            await self._write("link-logs", link, f"{self._title}: the run's log, with the job's lines")
         if started.attempt.outcome is None:
             await self._write("progress", ProgressArtifact(progress=0.0), f"{self._title}: started")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_a_stage_shows_progress_processes_curves_links_and_its_log(tasks, api, u
     kinds = {key.removeprefix("talks-talk-"): artifact["type"] for key, artifact in shown.items()}
     assert kinds == {
         "stage": "markdown", "progress": "progress", "ranks": "table", "metrics": "image",
-        "link-dashboard": "markdown",
+        "link-dashboard": "markdown", "link-logs": "markdown",
     }  # fmt: skip
     data = {key.removeprefix("talks-talk-"): artifact["data"] for key, artifact in shown.items()}
     assert "rallypoint logs rp-talk-" in data["stage"]
@@ -211,6 +212,7 @@ def test_a_stage_shows_progress_processes_curves_links_and_its_log(tasks, api, u
     (process,) = json.loads(data["ranks"])
     assert (process["process"], process["exit code"]) == ("main-0", 0)
     assert data["metrics"].startswith("data:image/svg+xml;base64,")
+    assert re.fullmatch(r"\[logs\]\(http://.*/runs/task-run/[0-9a-f-]{36}\?tab=Logs\)", data["link-logs"])
     assert data["link-dashboard"] == "[dashboard](http://127.0.0.1:8265/#/jobs)"
 
     # The lines of the job come in few records: Prefect keeps a row for each.
