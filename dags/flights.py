@@ -43,7 +43,7 @@ def flights() -> None:
         task_id="train", nproc_per_node="{{ params.processes }}", max_restarts=1, outlets=[MODEL], **retry
     )(stages.train)
     better = task(task_id="better")(stages.better)
-    evaluate = task.python_job(task_id="evaluate", deferrable=True)(stages.evaluate)
+    evaluate = task.torch(task_id="evaluate", nproc_per_node=1, deferrable=True)(stages.evaluate)
     smoke = task.python_job(task_id="smoke", **retry)(stages.smoke)
 
     data = preprocess(fraction="{{ params.fraction }}")

@@ -19,6 +19,7 @@ from rallypoint.examples import flights as stages
         "master": Param("local[2]", type="string", description="Spark's master, such as spark://host:7077"),
         "folds": Param(2, type="integer", minimum=2, maximum=10, description="Folds of the cross-validation"),
         "iterations": Param(40, type="integer", minimum=1, description="Trees, and steps of the regression"),
+        "margin": Param(0.005, type="number", description="How far below the baseline's AUC the best model's may be"),
         "fraction": Param(1.0, type="number", exclusiveMinimum=0, maximum=1, description="Share of the flights to use"),
     },
 )
@@ -44,7 +45,7 @@ def flights_spark() -> None:
         regression(train_uri=data["train"], test_uri=data["test"], model="logistic", **settings),
     ]
     trained[0] >> trained[1]  # one after the other: on one machine they share its cores
-    compare(trained, data["train"], data["test"])
+    compare(trained, data["train"], data["test"], margin="{{ params.margin }}")
 
 
 flights_spark()

@@ -5,7 +5,9 @@ The requests are the ones Airflow's own UI sends, so a test that clears a task d
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from graphlib import TopologicalSorter
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -29,7 +31,7 @@ class AirflowApiError(RuntimeError):
 
 
 class AirflowApi:
-    """A client of one Airflow that treats everyone as an admin.
+    """A client of one Airflow that treats everyone as an admin; threads may share it.
 
     Args:
         url: The address of the api-server, for example `AirflowInstance.url`.
@@ -39,6 +41,7 @@ class AirflowApi:
     def __init__(self, url: str, *, timeout: float = 120) -> None:
         self.url = url.rstrip("/")
         self._client = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        self._writing = Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -63,10 +66,13 @@ class AirflowApi:
         Raises:
             AirflowApiError: If the answer is an error; the message shows it.
         """
-        response = self._send(method, path, **options)
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            self._log_in()
+        # In an api-server on SQLite two requests that write at the same time hold each other up, until the wait of one
+        # for the database's lock is over.
+        with nullcontext() if method == "GET" else self._writing:
             response = self._send(method, path, **options)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                self._log_in()
+                response = self._send(method, path, **options)
         if response.is_error:
             raise AirflowApiError(f"{method} {path} was answered with {response.status_code}: {response.text[:2000]}")
         return response.json() if response.content else None

@@ -21,7 +21,7 @@ ARRIVED = "flights.data.arrived"  # the event; its payload may set the flow's pa
 preprocess = dask_task(name="preprocess", retries=1)(stages.preprocess)
 train = torch_task(name="train", nproc_per_node=2, max_restarts=1, retries=1, assets=[MODEL])(stages.train)
 tune = ray_tune_task(name="tune", retries=1, **stages.SWEEP)(stages.train)
-evaluate = python_task(name="evaluate")(stages.evaluate)
+evaluate = torch_task(name="evaluate", nproc_per_node=1)(stages.evaluate)
 smoke = python_task(name="smoke", retries=1)(stages.smoke)
 
 

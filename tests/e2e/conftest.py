@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +19,15 @@ from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.store import Store
 from rallypoint.worker import faults, hostprocs
+from rallypoint.worker.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rallypoint.stages.attempt import Snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
+MODES = ("in_worker", "in_triggerer")  # where a stage waits for its job: synchronous, and deferred
 
 
 @dataclass
@@ -32,6 +36,7 @@ class RealAirflow:
 
     instance: AirflowInstance
     api: AirflowApi
+    tensorboard_port: int  # where a test may run the TensorBoard that the tasks' links lead to
 
     def engine(self, dag_id: str, run_id: str, task_id: str) -> Engine:
         store = Store.open(self.instance.home / "rallypoint")
@@ -73,6 +78,21 @@ class RealAirflow:
         self.api.unpause(dag_id)
         return run
 
+    @contextmanager
+    def told(self, witness: Path, word: str) -> Iterator[None]:
+        """Tell the code of a run to ``fail`` or to ``hold`` at some epoch, for as long as this lasts."""
+        file = witness.with_name(f"{witness.name}.{word}")
+        file.touch()
+        try:
+            yield
+        finally:
+            file.unlink()
+
+    def wait_until_gone(self, snapshot: Snapshot) -> None:
+        """Wait until no process of an attempt is alive."""
+        attempt = snapshot.entry.record.id
+        self.api.wait_until(lambda: not self.jobs_alive(attempt) or None, f"the end of {attempt}", timeout=40)
+
 
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealAirflow]:
@@ -82,15 +102,43 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealAirflow]:
     shutil.copytree(ROOT / "tests" / "e2e" / "dags", dags, dirs_exist_ok=True)
     # The example's own schedule must not start runs beside the ones that a test triggers.
     env = {"AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True"}
+    (tensorboard_port,) = free_ports(1)
+    env["AIRFLOW__RALLYPOINT__TENSORBOARD_URL"] = f"http://127.0.0.1:{tensorboard_port}"
     env[faults.VARIABLE] = ",".join(f"{point}={home}/{point}" for point in faults.ORCHESTRATOR)
     instance = AirflowInstance(home / "home", dags, env=env, fast=True)
     try:
         instance.start()
         with AirflowApi(instance.url) as api:
-            yield RealAirflow(instance, api)
+            yield RealAirflow(instance, api, tensorboard_port)
     finally:
         strays = instance.stop()
     assert not strays, f"these jobs outlived the tests: {strays}"
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """Where the stage waits for its job; the names of its DAGs begin with it."""
+    mode: str = request.param
+    return mode
+
+
+@pytest.fixture(scope="session")
+def in_both_modes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[str, Path], None]], None]:
+    """Runs a check for a stage that waits in a worker and for one that is deferred, both at the same time.
+
+    The check is called with the mode, and with the file to which its jobs append a line at the start of a process.
+    """
+
+    def run(check: Callable[[str, Path], None]) -> None:
+        folder = tmp_path_factory.mktemp("witnesses")
+        with ThreadPoolExecutor(len(MODES)) as pool:
+            running = {mode: pool.submit(check, mode, folder / mode) for mode in MODES}
+        for mode, done in running.items():
+            if error := done.exception():
+                error.add_note(f"the stage waited {mode}")
+                raise error
+
+    return run
 
 
 @pytest.fixture

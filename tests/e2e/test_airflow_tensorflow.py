@@ -5,8 +5,10 @@ Every process imports TensorFlow, which takes 12 to 19 s: there are no more test
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from rallypoint.stages.history import tensorboard_prefix
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -65,18 +69,47 @@ def test_a_killed_worker_fails_the_try_and_the_next_one_continues_from_the_check
     assert not airflow.jobs_alive(snapshot.entry.record.id)
 
 
-def test_fit_of_keras_draws_its_curves_and_the_link_leads_to_them(airflow):
+@pytest.fixture
+def tensorboard(airflow, tmp_path):
+    """The address of a TensorBoard on the whole store, started as docs/tensorflow.md says."""
+    store, port = airflow.instance.home / "rallypoint", str(airflow.tensorboard_port)
+    command = Path(sys.executable).with_name("tensorboard")
+    with (tmp_path / "tensorboard.log").open("w") as log:
+        process = subprocess.Popen([command, "--logdir", store, "--port", port], stdout=log, stderr=subprocess.STDOUT)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(30)
+
+
+def test_fit_of_keras_draws_its_curves_and_the_link_opens_them_in_a_tensorboard(airflow, tensorboard):
     run = airflow.start("example_tensorflow_keras")
     airflow.api.wait_for_run("example_tensorflow_keras", run, timeout=SOON)
     assert airflow.api.xcom("example_tensorflow_keras", run, "fit")["loss"] < 0.01
     # The next task took the model as a module of TensorFlow Hub.
     assert airflow.api.xcom("example_tensorflow_keras", run, "reuse")["y"] == pytest.approx(7, abs=0.2)
-    link = airflow.api.links("example_tensorflow_keras", run, "fit")["TensorBoard"]
-    page = httpx.get(airflow.instance.url + link, timeout=60, follow_redirects=True).text
+    links = airflow.api.links("example_tensorflow_keras", run, "fit")
+    page = httpx.get(airflow.instance.url + links["Rallypoint stage"], timeout=60).text
     curves = page.partition('id="tensorboard"')[2]
     assert "epoch_loss" in curves
     assert "<polyline" in curves
-    assert "rallypoint tensorboard" in page
+    opened = httpx.get(airflow.instance.url + links["TensorBoard"], timeout=60, follow_redirects=True)
+    assert str(opened.url).startswith(f"{tensorboard}/?")
+    assert "<title>TensorBoard</title>" in opened.text
+    assert f'href="{html.escape(str(opened.url))}' in curves  # the page has the same link
+
+    def shown() -> list[str] | None:
+        """Return the runs that TensorBoard lists under the filter of the link, once it has read some."""
+        runs = httpx.get(f"{tensorboard}/data/runs", timeout=60).json()
+        return [name for name in runs if re.search(opened.url.params["runFilter"], name)] or None
+
+    names = airflow.api.wait_until(shown, "the stage's runs in TensorBoard", timeout=SOON)
+    of_stage = tensorboard_prefix(airflow.engine("example_tensorflow_keras", run, "fit").ledger, generation=1)
+    assert all(name.startswith(f"{of_stage}/") for name in names)
+    tags = httpx.get(f"{tensorboard}/data/plugin/scalars/tags", timeout=60).json()
+    (name,) = (name for name in names if "epoch_loss" in tags.get(name, {}))
+    asked = {"run": name, "tag": "epoch_loss"}
+    points = httpx.get(f"{tensorboard}/data/plugin/scalars/scalars", params=asked, timeout=60).json()
+    assert [step for _, step, _ in points] == list(range(20))
 
 
 @pytest.fixture

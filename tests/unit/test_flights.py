@@ -344,6 +344,21 @@ def test_the_evaluation_passes_or_names_both_scores(train, folders):
         flights.evaluate(result["model"], folders["train"], folders["test"], margin=demanding)
 
 
+def test_models_of_spark_pass_down_to_the_margin_below_the_baseline(folders):
+    pytest.importorskip("sklearn")
+
+    def compare(*aucs):
+        models = [
+            {"model": name, "test": {"roc_auc": auc}} for name, auc in zip(("gbt", "logistic"), aucs, strict=True)
+        ]
+        return flights.compare_spark(models, folders["train"], folders["test"])
+
+    baseline = compare(0.9, 0.4)["baseline"]["roc_auc"]
+    assert compare(0.4, round(baseline - 0.004, 4))["best"] == "logistic"
+    with pytest.raises(ValueError, match=rf"of gbt, is below the baseline's {baseline:.3f} minus 0.005"):
+        compare(round(baseline - 0.006, 4), 0.4)
+
+
 @pytest.mark.engine
 def test_a_model_predicts_alike_after_it_was_saved(train, folders):
     result = train("saved", epochs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from rallypoint.stages.store import Store
 from rallypoint.worker.bucket import Bucket
-from rallypoint.worker.storage import StorageError, open_storage
+from rallypoint.worker.storage import StorageError, open_storage, scratch_folder
 from rallypoint.worker.storage_folder import FolderStorage
 
 
@@ -103,6 +104,30 @@ def test_commit_replaces(storage):
     _commit(storage, "a/b", {"new": "2", "both": "new"})
     assert _read(storage.fetch("a/b")) == {"new": "2", "both": "new"}
     assert storage.names("a") == ["b"]
+
+
+@pytest.mark.parametrize("end", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])
+def test_what_was_not_committed_is_gone_however_its_writing_ended(storage, end):
+    folders = []
+
+    def write():
+        with scratch_folder(storage) as folder:
+            folders.append(Path(folder))
+            _write(folder, {"half": "written", "deep/er": "x"})
+            raise end
+
+    with pytest.raises(type(end)):
+        write()
+    assert not folders[0].exists()
+    assert storage.names("") == []
+
+
+def test_what_was_committed_out_of_a_scratch_folder_stays(storage):
+    with scratch_folder(storage) as folder:
+        _write(folder, {"a": "1"})
+        storage.commit(folder, "whole")
+    assert not Path(folder).exists()
+    assert _read(storage.fetch("whole")) == {"a": "1"}
 
 
 def test_commit_consumes_the_scratch_folder(storage):

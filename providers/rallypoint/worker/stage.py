@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -18,10 +17,10 @@ from urllib.parse import unquote
 from rallypoint.worker.context import Placement, StageContext
 from rallypoint.worker.mirror import Mirror
 from rallypoint.worker.process import to_json_value, writer
-from rallypoint.worker.storage import Storage, open_storage
+from rallypoint.worker.storage import Storage, open_storage, scratch_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rallypoint.worker.events import EventWriter
 
@@ -153,7 +152,7 @@ class Stage:
             raise ValueError(msg)
         began = time.monotonic()
         name = f"step-{number:012d}"
-        with self._scratch() as folder:
+        with scratch_folder(self._storage) as folder:
             write(folder)
             size = _size(folder)
             uri = self._storage.commit(folder, f"{_CHECKPOINTS}/{name}")
@@ -198,7 +197,7 @@ class Stage:
             size = os.path.getsize(source)
             uri = self._storage.commit_file(os.fspath(source), f"{_ARTIFACTS}/{name}")
         else:
-            with self._scratch() as folder:
+            with scratch_folder(self._storage) as folder:
                 if callable(source):
                     source(folder)
                 else:
@@ -242,16 +241,6 @@ class Stage:
         """
         if self.rank == 0:
             self._events.write("result", value=to_json_value(value))
-
-    @contextmanager
-    def _scratch(self) -> Iterator[str]:
-        """A folder to write into. What was not published is removed: a disk that it filled then has room to say so."""
-        folder = self._storage.scratch()
-        try:
-            yield folder
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
 
     @property
     def _events(self) -> EventWriter:

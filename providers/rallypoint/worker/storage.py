@@ -8,14 +8,19 @@ Everything here is synchronous. Folders need the standard library alone; buckets
 
 from __future__ import annotations
 
-from typing import Protocol
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
 
 from rallypoint.worker.bucket import CLASSES, StorageError
 from rallypoint.worker.storage_bucket import BucketStorage
 from rallypoint.worker.storage_folder import FolderStorage
 
-__all__ = ["Storage", "StorageError", "open_storage"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Storage", "StorageError", "open_storage", "scratch_folder"]
 
 
 class Storage(Protocol):
@@ -30,7 +35,7 @@ class Storage(Protocol):
     uri: str
 
     def scratch(self) -> str:
-        """Return a new, empty folder to write into; a killed process may leave it behind, unseen by `names`."""
+        """Return a new, empty folder to write into, see `scratch_folder`; unseen by `names`, and gone with a commit."""
         ...
 
     def commit(self, folder: str, name: str) -> str:
@@ -76,6 +81,23 @@ class Storage(Protocol):
     def remove(self, name: str) -> None:
         """Remove a committed folder; an absent one is fine."""
         ...
+
+
+@contextmanager
+def scratch_folder(storage: Storage) -> Iterator[str]:
+    """Lend a new, empty folder to write into and to commit.
+
+    What is not committed is removed, whatever fails: a disk that it filled then has room for the error to be told and
+    for the retry. Only a killed process leaves it behind; a day later it is removed with the next look at the store.
+
+    Args:
+        storage: Where it is to be committed.
+    """
+    folder = storage.scratch()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_storage(uri: str) -> Storage:

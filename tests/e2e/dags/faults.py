@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import dag, task
+from airflow.sdk import DAG, dag, task
 
 import rallypoint
 
 SOON = timedelta(seconds=1)
+WAITS = {"in_worker": False, "in_triggerer": True}  # whether its stages are deferred
+MORE: dict[str, Any] = {}  # a test changes it
 
 
 def note(witness: str, first: int) -> None:
@@ -66,7 +68,10 @@ def waiting_for_a_peer_that_never_comes(event: Any) -> None:
 
 def rank_is_out_of_memory() -> None:
     import resource
+    import time
 
+    if rallypoint.stage().rank == 1:
+        time.sleep(120)
     resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
     bytearray(1 << 31)
 
@@ -92,130 +97,67 @@ def output_floods() -> dict[str, Any]:
     return {"printed": 200_000}
 
 
-@dag(schedule=None)
-def ways_to_fail() -> None:
-    """One task for each way; none depends on another."""
-    two = {"nproc_per_node": 2, "deferrable": True}
-    one = {"nproc_per_node": 1, "deferrable": True}
-    task.torch(task_id="rank_is_killed", **two)(rank_is_killed)()
-    task.torch(task_id="all_ranks_are_killed", **two)(all_ranks_are_killed)()
-    task.torch(task_id="rank_hangs", stall_timeout=45, **two)(rank_hangs)()
-    task.torch(task_id="rank_is_out_of_memory", **one)(rank_is_out_of_memory)()
-    task.torch(task_id="disk_is_full", **one)(disk_is_full)()
-    task.torch(task_id="import_fails", retries=3, retry_delay=SOON, **one)(import_fails)()
-    task.torch(task_id="output_floods", **one)(output_floods)()
+def ways_to_fail(mode: str) -> None:
+    """One task for each way; none depends on another. Those of one process are of plain Python, which starts sooner."""
+    alone: dict[str, Any] = {"deferrable": WAITS[mode]}
+    two = {"nproc_per_node": 2, **alone}
+    with DAG(f"{mode}_ways_to_fail", schedule=None):
+        # The hang takes the longest, so it begins first.
+        task.torch(task_id="rank_hangs", stall_timeout=45, priority_weight=2, **two)(rank_hangs)()
+        task.torch(task_id="rank_is_killed", **two)(rank_is_killed)()
+        task.torch(task_id="all_ranks_are_killed", **two)(all_ranks_are_killed)()
+        task.torch(task_id="rank_is_out_of_memory", **two)(rank_is_out_of_memory)()
+        task.python_job(task_id="disk_is_full", **alone)(disk_is_full)()
+        task.python_job(task_id="import_fails", retries=3, retry_delay=SOON, **alone)(import_fails)()
+        task.python_job(task_id="output_floods", **alone)(output_floods)()
 
 
 @dag(schedule=None, render_template_as_native_obj=True)
 def retried() -> None:
-    """Runs until a test ends it, and has a retry."""
+    """Waits after its third epoch while a file says so, and has a retry."""
 
     @task.torch(nproc_per_node=1, retries=1, retry_delay=SOON, deferrable=True)
-    def train(witness: str, epochs: int) -> dict[str, int]:
+    def train(witness: str) -> dict[str, int]:
+        import os
         import time
 
         first = first_epoch()
         note(witness, first)
-        for epoch in range(first, epochs):
-            time.sleep(1)
-            save_epoch(epoch + 1)
-            rallypoint.stage().report(step=epoch + 1, total=epochs)
+        for epoch in range(first + 1, 5):
+            save_epoch(epoch)
+            rallypoint.stage().report(step=epoch, total=4)
+            while epoch >= 3 and os.path.exists(f"{witness}.hold"):
+                time.sleep(0.05)
         return {"first": first}
 
-    train("{{ dag_run.conf['witness'] }}", epochs=8)
+    train("{{ dag_run.conf['witness'] }}")
 
 
-@dag(schedule=None, dagrun_timeout=timedelta(seconds=20))
-def limited_run() -> None:
-    """Its run as a whole has less time than its stage needs."""
-
-    @task.torch(nproc_per_node=1, deferrable=True)
-    def train() -> None:
-        import time
-
-        rallypoint.stage().report(step=1, total=2)
-        time.sleep(600)
-
-    train()
+def world_size() -> int:
+    return rallypoint.stage().world_size
 
 
-@dag(schedule=None)
-def limited_synchronous() -> None:
-    """Waits in a worker and has less time than it needs."""
+def fail_once(witness: str) -> dict[str, int]:
+    import os
 
-    @task.torch(nproc_per_node=1, deferrable=False, execution_timeout=timedelta(seconds=12))
-    def train() -> None:
-        import time
-
-        rallypoint.stage().report(step=1, total=2)
-        time.sleep(600)
-
-    train()
-
-
-@dag(schedule=None)
-def changed() -> None:
-    """Fails in its third epoch while a file says so; a test changes its argument, its world size or its code."""
-
-    @task.torch(nproc_per_node="{{ var.value.get('world', '1') }}", deferrable=True)
-    def train(witness: str, rate: str) -> dict[str, int]:
-        import os
-        import time
-
-        first = first_epoch()
-        note(witness, first)
-        for epoch in range(first, 5):
-            save_epoch(epoch + 1)
-            time.sleep(0.2)
-            if epoch == 2 and os.path.exists(f"{witness}.fail"):
-                raise RuntimeError("the file says to fail")
-        return {"first": first, "world": rallypoint.stage().world_size}  # the code of today
-
-    train("{{ dag_run.conf['witness'] }}", rate="{{ var.value.get('rate', '0.1') }}")
-
-
-@dag(schedule=None)
-def chain() -> None:
-    """A stage that reads what another one made."""
-
-    @task.torch(nproc_per_node=1, deferrable=True)
-    def make() -> str:
-        def write(folder: str) -> None:
-            with open(f"{folder}/data", "w", encoding="utf-8") as file:
-                file.write("data")
-
-        return rallypoint.stage().save_artifact(write, name="data")
-
-    @task.torch(nproc_per_node=1, deferrable=True)
-    def read(data: str, witness: str) -> dict[str, Any]:
-        import os
-
-        first = first_epoch()
-        note(witness, first)
-        save_epoch(first + 1)
-        if os.path.exists(f"{witness}.fail"):
+    first = first_epoch()
+    note(witness, first)
+    for epoch in range(first, 5):
+        save_epoch(epoch + 1)
+        if epoch == 2 and os.path.exists(f"{witness}.fail"):
             raise RuntimeError("the file says to fail")
-        return {"first": first, "data": data}
-
-    read(make(), "{{ dag_run.conf['witness'] }}")
+    return {"first": first, "world": world_size()}
 
 
-@dag(schedule=None)
-def mapped() -> None:
-    """Each map index is a stage of its own."""
-
-    @task.torch(nproc_per_node=1, deferrable=True)
-    def square(number: int) -> dict[str, Any]:
-        stage = rallypoint.stage()
-        return {"square": number**2, "stage": stage.name}
-
-    square.expand(number=[2, 3])
+def changed(mode: str) -> None:
+    """Fails in its third epoch while a file says so; a test changes its world size, its memory and its code."""
+    world = "{{ var.value.get('world', '1') }}"
+    with DAG(f"{mode}_changed", schedule=None):
+        train = task.torch(task_id="train", nproc_per_node=world, deferrable=WAITS[mode], **MORE)(fail_once)
+        train("{{ dag_run.conf['witness'] }}")
 
 
-ways_to_fail()
 retried()
-limited_run()
-limited_synchronous()
-changed()
-chain()
-mapped()
+for mode in WAITS:
+    ways_to_fail(mode)
+    changed(mode)

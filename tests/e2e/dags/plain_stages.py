@@ -94,6 +94,10 @@ def dags(name: str, *, deferrable: bool) -> None:
     def limited_run() -> None:
         stage(count)(WITNESS)
 
+    @dag(dag_id=f"{name}_limited", schedule=None)
+    def limited() -> None:
+        stage(count, execution_timeout=timedelta(seconds=12))(WITNESS)
+
     @dag(dag_id=f"{name}_chain", schedule=None)
     def chain() -> None:
         stage(read)(stage(make)(), WITNESS)
@@ -102,7 +106,7 @@ def dags(name: str, *, deferrable: bool) -> None:
     def mapped() -> None:
         stage(square).expand(number=[2, 3])
 
-    for make_dag in (plain, retried, limited_run, chain, mapped):
+    for make_dag in (plain, retried, limited_run, limited, chain, mapped):
         make_dag()
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 MODELS = ("gbt", "logistic")
 _FOLD = "fold"
 _UNKNOWN = "unknown"
+# The same as for the networks of the other pipelines. On all rows, boosted trees of this shape are 0.008 above the
+# baseline (scikit-learn's: 0.712 and 0.704), and chance moves a difference on the test months by some 0.002: models
+# that have lost what the trees gain and a feature that counts do not pass.
+MARGIN = 0.005
 _MAX_BINS = 160  # more than a feature of the trees has values: the plane's model has 127
 
 
@@ -81,7 +85,7 @@ def train_spark(  # noqa: PLR0913, PLR0917 - each is a setting that a user may t
 
 
 def compare_spark(
-    trained: Sequence[dict[str, Any]], train_uri: str, test_uri: str, margin: float = 0.03
+    trained: Sequence[dict[str, Any]], train_uri: str, test_uri: str, margin: float = MARGIN
 ) -> dict[str, Any]:
     """Hold what `train_spark` returned against the baseline of the other pipelines, on the same rows.
 
@@ -89,7 +93,8 @@ def compare_spark(
         trained: Its results, one for each model.
         train_uri: The folder of the training months.
         test_uri: The folder of the test months.
-        margin: How far below the baseline's ROC-AUC the best model's may be.
+        margin: How far below the baseline's ROC-AUC the best model's may be. The default is for all rows and
+            iterations; few of either want a wider one.
 
     Returns:
         ``models`` and ``baseline``, each with ``roc_auc``, ``log_loss`` and ``brier``, the name of the ``best`` model,

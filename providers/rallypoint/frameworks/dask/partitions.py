@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.worker.stage import stage
-from rallypoint.worker.storage import open_storage
+from rallypoint.worker.storage import open_storage, scratch_folder
 
 if TYPE_CHECKING:
     import dask.dataframe
@@ -54,9 +54,9 @@ def write_partitions(frame: dask.dataframe.DataFrame, name: str) -> str:
 
 def _write(part: pd.DataFrame, data_uri: str, name: str) -> None:
     storage = open_storage(data_uri)
-    folder = storage.scratch()
-    part.to_parquet(Path(folder) / "data.parquet", index=False)
-    storage.commit(folder, name)
+    with scratch_folder(storage) as folder:
+        part.to_parquet(Path(folder) / "data.parquet", index=False)
+        storage.commit(folder, name)
 
 
 def _link(source: Path, target: Path) -> Any:

@@ -24,7 +24,7 @@ from rallypoint.frameworks.spark.cluster_mode_apps import (
     stage_of,
 )
 from rallypoint.frameworks.spark.cluster_mode_http import Rest
-from rallypoint.worker.storage import open_storage
+from rallypoint.worker.storage import open_storage, scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,9 +82,9 @@ class Submissions:
     def write(self, submission: Submission) -> None:
         """Write one down, in place of what was said of this attempt before."""
         storage = self._storages[self._current]
-        folder = storage.scratch()
-        Path(folder, _FILE).write_text(json.dumps({"v": 1, **submission.__dict__}), encoding="utf-8")
-        storage.commit(folder, f"{_RECORDS}/{submission.attempt}")
+        with scratch_folder(storage) as folder:
+            Path(folder, _FILE).write_text(json.dumps({"v": 1, **submission.__dict__}), encoding="utf-8")
+            storage.commit(folder, f"{_RECORDS}/{submission.attempt}")
 
     def read(self) -> list[Submission]:
         """Return all of the stage."""

@@ -11,6 +11,7 @@ other means is found, and one that was downloaded here is found by other tools.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import os
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlencode, urlsplit
 
 from rallypoint.worker.context import StageContext
-from rallypoint.worker.storage import Storage, open_storage
+from rallypoint.worker.storage import Storage, open_storage, scratch_folder
 from rallypoint.worker.storage_names import quoted
 
 if TYPE_CHECKING:
@@ -121,10 +122,10 @@ def _cached(handle: str) -> str:
     try:
         return storage.fetch(name)
     except FileNotFoundError:
-        folder = storage.scratch()
-        _download(handle, folder, f"{where}/{name}")
-    if name not in storage.names(""):  # another process may have been faster, and somebody reads what it put there
-        storage.commit(folder, name)
+        with scratch_folder(storage) as folder:
+            _download(handle, folder, f"{where}/{name}")
+            if name not in storage.names(""):  # another process may have been faster, and somebody reads what it put
+                storage.commit(folder, name)
     return storage.fetch(name)
 
 
@@ -133,6 +134,7 @@ def _download(handle: str, folder: str, looked: str) -> None:
 
     Raises:
         HubError: Nobody answers, or this is no module.
+        OSError: There is no room for it.
     """
     separator = "&" if urlsplit(handle).query else "?"
     todo = (
@@ -154,6 +156,8 @@ def _download(handle: str, folder: str, looked: str) -> None:
         msg = f"got the module {handle!r}, and its server sent no whole tar.gz ({error}): expected a handle that is hosted as TensorFlow Hub does"  # noqa: E501 - one sentence
         raise HubError(msg) from error
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise  # it came, and there is no room for it
         reason = getattr(error, "reason", None) or error
         msg = f"got the module {handle!r}, which is not in {looked}, and cannot be downloaded ({reason}): {todo}"
         raise HubError(msg) from error

@@ -18,7 +18,7 @@ from rallypoint.worker import stage as worker_stage
 from rallypoint.worker.entry import load_function, run_entry
 from rallypoint.worker.events import EventWriter
 from rallypoint.worker.stage import Stage
-from rallypoint.worker.storage import Storage, open_storage
+from rallypoint.worker.storage import Storage, open_storage, scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,7 +79,11 @@ class TrialStage(Stage):
             msg = f"save_checkpoint(step=…): got {step}, expected 0 or more"
             raise ValueError(msg)
         folder = tempfile.mkdtemp(prefix="rallypoint-")
-        write(folder)
+        try:
+            write(folder)
+        except BaseException:
+            shutil.rmtree(folder)  # a disk that it filled has room again
+            raise
         self._draft = _replace_folder(self._draft, folder)
         return None
 
@@ -192,9 +196,9 @@ def trial_uri(found: context.StageContext | None, trial: str) -> str:
 
 def write_record(storage: Storage, name: str, value: Mapping[str, Any]) -> None:
     """Keep a JSON object of a trial, whole or not at all."""
-    folder = storage.scratch()
-    Path(folder, _RECORD).write_text(json.dumps(value), encoding="utf-8")
-    storage.commit(folder, name)
+    with scratch_folder(storage) as folder:
+        Path(folder, _RECORD).write_text(json.dumps(value), encoding="utf-8")
+        storage.commit(folder, name)
 
 
 def read_record(storage: Storage, name: str) -> dict[str, Any] | None:

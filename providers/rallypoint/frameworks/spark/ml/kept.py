@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rallypoint.frameworks.spark.ml import paths
 from rallypoint.worker import process
-from rallypoint.worker.storage import Storage, open_storage
+from rallypoint.worker.storage import Storage, open_storage, scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,9 +78,9 @@ class Kept:
         self._keep(f"score-{key}", lambda folder: (folder / _SCORE).write_text(text, encoding="utf-8"), step)
 
     def _keep(self, name: str, write: Callable[[Path], object], step: int) -> None:
-        folder = self._storage.scratch()
-        write(Path(folder))
-        uri = self._storage.commit(folder, f"{self._prefix}/{name}")
+        with scratch_folder(self._storage) as folder:
+            write(Path(folder))
+            uri = self._storage.commit(folder, f"{self._prefix}/{name}")
         process.writer().write("artifact", kind="checkpoint", name=name, uri=uri, step=step)
 
 
