@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -89,7 +90,9 @@ async def test_the_logs_of_an_attempt_are_read_when_its_host_is_gone(engine, sto
     assert await engine.tail(1, "main-0", 1000) == "said before the gate\nlast words\n"
     environment = {**os.environ, **store.job_env(), "HOME": str(tmp_path), "RALLYPOINT_STORE": s3_store_uri[0]}
     command = [sys.executable, "-m", "rallypoint.cli", "logs", "flights/r1/train"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "said before the gate\nlast words\n"), done.stderr
 
 

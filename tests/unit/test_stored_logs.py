@@ -151,7 +151,7 @@ async def test_where_time_was_short_the_end_is_there_and_the_gap_is_said(node, f
     assert found[1].offset - len(found[1].data) - found[1].skipped == 6
     assert logs.send()
     (text,) = (await _text(store)).values()
-    assert len(text) == os.stat(folder / "agent-0.log").st_size
+    assert len(text) == (folder / "agent-0.log").stat().st_size
 
 
 async def test_of_a_node_that_began_anew_the_newest_start_counts(node, folder, store):

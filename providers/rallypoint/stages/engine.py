@@ -336,9 +336,7 @@ class Engine:
     def _logs_command(self, record: Record) -> str:
         return f"rallypoint logs {record.id} --store {self.store.uri}"
 
-    async def _last_lines(
-        self, record: Record, handle: Handle, view: AttemptView, failure: FailureReport
-    ) -> list[str]:
+    async def _last_lines(self, record: Record, handle: Handle, view: AttemptView, failure: FailureReport) -> list[str]:
         logs = [p.log for p in view.last_round if failure.process == f"rank {p.rank}"] or [failure.process]
         cursor = Cursor(dict.fromkeys(logs, -_TAIL), others=None)
         chunks = await self._logs_of(record.number, handle).new(cursor, ended=True)

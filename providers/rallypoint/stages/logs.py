@@ -66,35 +66,42 @@ class AttemptLogs:
         return found
 
     async def _chunk(
-        self, log: str, parts: Sequence[tuple[int, int, str]], start: int, max_behind: int | None
+        self, log: str, parts: Sequence[tuple[int, int, str]], wanted: int, max_behind: int | None
     ) -> LogChunk | None:
         size = max(at + length for at, length, _ in parts)
-        wanted, from_end = _CHUNK, start < 0
-        if from_end:
-            start, wanted = max(0, size + start), -start
-        first = start
+        if wanted < 0:  # the end of a log, with its unfinished line
+            first = max(0, size + wanted)
+            start, data = await self._read(parts, first, -wanted)
+            return LogChunk(log, data, start + len(data), start - first) if data else None
+        first = start = wanted
         if max_behind is not None and size - start > max_behind:
             start = size - min(_CHUNK, max_behind)
-        data = b""  # parts may overlap: the end of a log is kept first where there was little time
+        start, data = await self._read(parts, start, _CHUNK)
+        if start > first:  # begin with a whole line
+            cut = data.find(b"\n") + 1
+            start, data = start + cut, data[cut:]
+        if b"\n" in data:
+            data = data[: data.rindex(b"\n") + 1]
+        return LogChunk(log, data, start + len(data), start - first) if data else None
+
+    async def _read(self, parts: Sequence[tuple[int, int, str]], start: int, limit: int) -> tuple[int, bytes]:
+        """Return where the next kept bytes begin, and the bytes.
+
+        Parts may overlap, and there may be gaps: of a log whose time was short the end was kept first.
+        """
+        data = b""
         for at, length, path in parts:
             here = start + len(data)
             if at + length <= here:
                 continue
-            if at > here:  # and what comes before it perhaps never
+            if at > here:
                 if data:
                     break
                 start = here = at
-            data += await self._store.read_from(path, here - at, wanted - len(data))
-            if len(data) >= wanted:
+            data += await self._store.read_from(path, here - at, limit - len(data))
+            if len(data) >= limit:
                 break
-        if not data:
-            return None
-        if start > first and not from_end:  # begin with a whole line
-            cut = data.find(b"\n") + 1
-            start, data = start + cut, data[cut:]
-        if b"\n" in data and not from_end:
-            data = data[: data.rindex(b"\n") + 1]
-        return LogChunk(log, data, start + len(data), skipped=start - first)
+        return start, data
 
 
 def _newest(entries: Sequence[tuple[str, int]], prefix: str) -> Mapping[str, list[tuple[int, int, str]]]:
