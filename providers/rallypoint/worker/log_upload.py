@@ -10,7 +10,6 @@ is small, so nothing is sent twice but the last `PART` bytes, and a large log ha
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import stat
@@ -21,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.worker import variables
+from rallypoint.worker.bucket import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,18 +42,17 @@ def start(run_dir: str, settings: Mapping[str, Any]) -> int | None:
         run_dir: The folder.
         settings: ``uri`` and ``python``, and in ``env`` how that finds this module.
     """
-    reading, _ = os.pipe()  # the other end is this process's alone, and never written to
     argv = [settings["python"], "-m", __name__, os.path.join(run_dir, "logs"), settings["uri"]]
     inherited = {name: value for name, value in os.environ.items() if name not in _OWN}
     try:
+        reading, _ = os.pipe()  # the other end is this process's alone, and never written to
         child = subprocess.Popen(
             argv, env={**inherited, **settings["env"]}, cwd="/", stdin=reading, stdout=2, start_new_session=True
         )
+        os.close(reading)
     except OSError as error:
         _say(str(error), "")
         return None
-    finally:
-        os.close(reading)
     child.returncode = 0  # its supervisor reaps whatever ends
     return child.pid
 
@@ -127,12 +126,6 @@ def _object(name: str, offset: int) -> str:
     return f"{name}/{offset:0{_ADDRESS_DIGITS}d}"
 
 
-def _give_way() -> None:
-    os.nice(19)
-    with contextlib.suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # its disk accesses come last, too
-
-
 def _watch(over: threading.Event) -> None:
     """Wait for the supervisor's end, and see to this process's own: a bucket may never answer."""
     while os.read(0, 1):
@@ -148,12 +141,12 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())  # of what the supervisor waits for
-    _give_way()
     over = threading.Event()
     threading.Thread(target=_watch, args=(over,), name="rallypoint-end", daemon=True).start()
-    from rallypoint.worker.bucket import Bucket  # noqa: PLC0415 - it is slow, and first of all this gives way
-
     logs, pause, said = Logs(folder, Bucket(uri).write), INTERVAL, ""
+    # After the imports, which would take minutes where every core is busy. SCHED_IDLE would give way even more: on such
+    # a host, which is what a training makes of it, nothing would be uploaded at all.
+    os.nice(19)
     while not over.wait(pause):
         began = time.monotonic()
         try:
