@@ -69,9 +69,12 @@ async def succeeded(engine, job):
     return outcome.result
 
 
-def _processes(name):
-    pids = psutil.pids()
-    return [pid for pid in pids if hostprocs.environment(pid).get(context.PROCESS) == name]
+async def _process(engine, name):
+    """Return the process of the gang that has a name."""
+    run_dir = (await engine.read(1)).handle.details["run_dir"]
+    named = [pid for pid in hostprocs.of_run(run_dir) if hostprocs.environment(pid).get(context.PROCESS) == name]
+    (found,) = [pid for pid in named if "cluster_driver" in " ".join(psutil.Process(pid).cmdline())]
+    return found
 
 
 async def test_stages_share_a_cluster_that_leaves_nothing_behind(cluster, place, dag, jobs_left, until):
@@ -90,8 +93,8 @@ async def test_stages_share_a_cluster_that_leaves_nothing_behind(cluster, place,
 
 async def test_a_worker_that_dies_is_started_anew(cluster, place, dag, until):
     address = await cluster()
-    (driver,) = [pid for pid in _processes("worker-1") if "cluster_driver" in " ".join(psutil.Process(pid).cmdline())]
-    below = [each for each in psutil.Process(driver).children() if "spawn_main" in " ".join(each.cmdline())]
+    driver = psutil.Process(await _process(place("cluster"), "worker-1"))
+    below = [each for each in driver.children() if "spawn_main" in " ".join(each.cmdline())]
     assert below
     for each in below:
         each.kill()
@@ -108,8 +111,7 @@ async def test_a_worker_that_dies_is_started_anew(cluster, place, dag, until):
 async def test_a_scheduler_that_dies_is_what_failed(cluster, place, until):
     await cluster()
     engine = place("cluster")
-    (scheduler,) = _processes("scheduler-0")
-    os.kill(scheduler, signal.SIGKILL)
+    os.kill(await _process(engine, "scheduler-0"), signal.SIGKILL)
     attempt = await engine.read(1)
     outcome = [update async for update in engine.watch(attempt, interval=INTERVAL, hold=True)][-1].outcome
     assert (outcome.failure.process, outcome.failure.signal) == ("scheduler-0", "SIGKILL")
