@@ -31,24 +31,33 @@ MODEL = Asset("flights_model", uri="rallypoint://flights/model")
         "processes": Param(2, type="integer", minimum=1, description="Processes of the distributed training"),
         "fraction": Param(1.0, type="number", exclusiveMinimum=0, maximum=1, description="Share of the flights to use"),
         "trials": Param(12, type="integer", minimum=1, description="Trials of the sweep, at most six epochs each"),
-        "serve_port": Param(8000, type="integer", minimum=1, description="Port of the served model on this machine"),
+        "launcher": Param(
+            None,
+            type=["null", "string"],
+            description="Connection that says where the jobs of this run run, such as one of the type ssh or slurm; by "
+            "default where the Rallypoint connection says",
+        ),
+        "serve_port": Param(
+            8000, type="integer", minimum=1, description="Port of the served model on the host that it runs on"
+        ),
     },
 )
 def flights() -> None:
     """Predict which flights arrive more than 15 minutes late."""
-    retry = {"retries": 1, "retry_delay": timedelta(seconds=5), "deferrable": True}
+    place = {"launcher_conn_id": "{{ params.launcher or '' }}"}
+    retry = {"retries": 1, "retry_delay": timedelta(seconds=5), "deferrable": True, **place}
 
     preprocess = task.dask(task_id="preprocess", **retry)(stages.preprocess)
     train = task.torch(
         task_id="train", nproc_per_node="{{ params.processes }}", max_restarts=1, outlets=[MODEL], **retry
     )(stages.train)
     better = task(task_id="better")(stages.better)
-    evaluate = task.torch(task_id="evaluate", nproc_per_node=1, deferrable=True)(stages.evaluate)
+    evaluate = task.torch(task_id="evaluate", nproc_per_node=1, deferrable=True, **place)(stages.evaluate)
     smoke = task.python_job(task_id="smoke", **retry)(stages.smoke)
 
     data = preprocess(fraction="{{ params.fraction }}")
     trained = train(data["train"], epochs="{{ params.epochs }}")
-    with ray_cluster(workers=0, head_cpus=2, object_store_memory="200MiB") as ray:
+    with ray_cluster(workers=0, head_cpus=2, object_store_memory="200MiB", **place) as ray:
         tune = task.ray_tune(
             task_id="tune", address=ray.address, num_samples="{{ params.trials }}", **stages.SWEEP, **retry
         )

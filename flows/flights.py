@@ -26,8 +26,13 @@ smoke = python_task(name="smoke", retries=1)(stages.smoke)
 
 
 @flow(name="flights")
-def flights(
-    fraction: float = 1.0, epochs: int = 6, processes: int = 2, trials: int = 12, serve_port: int = 8000
+def flights(  # noqa: PLR0913, PLR0917 - the form of a run
+    fraction: float = 1.0,
+    epochs: int = 6,
+    processes: int = 2,
+    trials: int = 12,
+    serve_port: int = 8000,
+    launcher: str | None = None,
 ) -> dict[str, Any]:
     """Predict which flights arrive more than 15 minutes late.
 
@@ -36,15 +41,17 @@ def flights(
         epochs: Passes over the training months.
         processes: Processes of the distributed training.
         trials: Trials of the sweep.
-        serve_port: Port of the served model on this machine.
+        serve_port: Port of the served model on the host that it runs on.
+        launcher: Where the stages run: a block such as ``"rallypoint-ssh-hosts/gpus"``, or a URI; by default where the
+            environment says.
     """
-    data = preprocess(fraction=fraction)
-    trained = train.with_options(nproc_per_node=processes)(data["train"], epochs=epochs)
+    data = preprocess.with_options(launcher=launcher)(fraction=fraction)
+    trained = train.with_options(nproc_per_node=processes, launcher=launcher)(data["train"], epochs=epochs)
     cluster = RayCluster(workers=0, head_cpus=2, object_store_memory="200MiB")
-    with service(cluster, name="ray-cluster") as ray:
-        tuned = tune.with_options(address=ray, num_samples=trials)(data["train"], epochs=epochs)
+    with service(cluster, name="ray-cluster", launcher=launcher) as ray:
+        tuned = tune.with_options(address=ray, num_samples=trials, launcher=launcher)(data["train"], epochs=epochs)
         model = stages.better(trained, tuned)
-        metrics = evaluate(model, data["train"], data["test"])
+        metrics = evaluate.with_options(launcher=launcher)(model, data["train"], data["test"])
         application = RayServe(
             name="flights",
             dashboard_url=ray,
@@ -54,8 +61,8 @@ def flights(
             http_host="127.0.0.1",
             http_port=serve_port,
         )
-        served = run_stage(application, name="serve")
-        answers = smoke(served["url"], model, data["test"])
+        served = run_stage(application, name="serve", launcher=launcher)
+        answers = smoke.with_options(launcher=launcher)(served["url"], model, data["test"])
     return {"metrics": metrics, "answers": answers}
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import logging
 import sys
+import tempfile
 import textwrap
 import uuid
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,7 +24,7 @@ _ENGINES = (
     ("ray", ("tests/integration/ray/",)),
     ("prefect", ("tests/integration/prefect/", "tests/e2e/test_prefect")),
     ("spark", ("tests/integration/spark/",)),
-    ("ssh", ("tests/integration/ssh/",)),
+    ("ssh", ("tests/integration/ssh/", "tests/e2e/test_hosts")),
     ("slurm", ("tests/integration/slurm/",)),
 )
 S3_KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing-secret-key", "region": "us-east-1"}
@@ -71,6 +74,19 @@ def s3_endpoint():
     client.create_bucket(Bucket="rallypoint-tests")
     yield endpoint
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def network():
+    """Two hosts in network namespaces of this machine; a test that kills one starts it again."""
+    from net_hosts import NetHosts, missing
+
+    if why := missing():
+        pytest.skip(f"NO HOSTS, SO NOTHING ABOUT SSH IS TESTED: {why}")
+    with Path(tempfile.gettempdir(), "rallypoint-hosts.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the network's addresses are the machine's
+        with NetHosts(2) as hosts:
+            yield hosts
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rallypoint.errors import RallypointError, StageFailedError
-    from rallypoint.frameworks.dask.job import DaskCluster, DaskJob
+    from rallypoint.frameworks.dask.cluster import DaskCluster
+    from rallypoint.frameworks.dask.job import DaskClusterClass, DaskJob
     from rallypoint.frameworks.python.job import PythonJob
     from rallypoint.frameworks.ray.cluster import RayCluster, RayWorkers
     from rallypoint.frameworks.ray.job import RayJob
@@ -39,7 +40,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CloudTPU": "rallypoint.frameworks.tensorflow.job",
-    "DaskCluster": "rallypoint.frameworks.dask.job",
+    "DaskCluster": "rallypoint.frameworks.dask.cluster",
+    "DaskClusterClass": "rallypoint.frameworks.dask.job",
     "DaskJob": "rallypoint.frameworks.dask.job",
     "FailureRule": "rallypoint.spec.failure",
     "Function": "rallypoint.spec.entry",
@@ -79,6 +81,7 @@ _HOMES = {
 __all__ = [
     "CloudTPU",
     "DaskCluster",
+    "DaskClusterClass",
     "DaskJob",
     "FailureRule",
     "Function",

@@ -65,6 +65,7 @@ def test_clearing_a_training_whose_rank_was_killed_continues_it(airflow):
         ("example_torch_decorator", "sum_of_ranks", {"total", "world_size"}),
         ("example_dask_operator", "count", {"digits"}),
         ("example_dask_decorator", "squares", {"table"}),
+        ("example_dask_cluster", "count_more", {"total", "workers"}),
         ("example_ray_job_operator", "estimate_pi", {"pi"}),
         ("example_ray_cluster", "count_more", {"cpus", "nodes"}),
         ("example_ray_train_decorator", "fit", {"loss", "workers"}),

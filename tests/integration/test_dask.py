@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from rallypoint import DaskCluster, DaskJob, Function, Resources, Script
+from rallypoint import DaskClusterClass, DaskJob, Function, Resources, Script
 from rallypoint.spec.failure import Kind
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.rule import State
@@ -108,7 +108,7 @@ async def test_a_running_scheduler_is_used_and_stays(engine, dag):
 
 async def test_a_cluster_is_made_for_the_attempt_and_closed_with_it(engine, dag, jobs_left):
     options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": ":0", "host": "127.0.0.1"}
-    cluster = DaskCluster(cls="distributed.LocalCluster", kwargs=options, workers=1)
+    cluster = DaskClusterClass(cls="distributed.LocalCluster", kwargs=options, workers=1)
     update = await succeeded(engine, DaskJob(Function(dag.where, ("x",)), cluster=cluster))
     assert update.outcome.result["total"] == 6
     assert jobs_left() == {}
@@ -127,7 +127,7 @@ async def test_a_scheduler_that_does_not_answer_is_named_with_what_to_do(engine,
 
 
 async def test_a_cluster_class_that_is_not_there_is_a_user_error(engine, dag):
-    cluster = DaskCluster(cls="no_such_package.SlurmCluster")
+    cluster = DaskClusterClass(cls="no_such_package.SlurmCluster")
     failure = (await run(engine, DaskJob(Function(dag.where, ("x",)), cluster=cluster))).outcome.failure
     assert (failure.kind, failure.title) == (Kind.USER, "the entry cannot be loaded")
     assert "no_such_package.SlurmCluster" in failure.message

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rallypoint import DaskCluster, DaskJob, Function, Module, Resources, Script, TorchElastic
+from rallypoint import DaskClusterClass, DaskJob, Function, Module, Resources, Script, TorchElastic
 from rallypoint.errors import InvalidEntryError, InvalidJobError
 from rallypoint.spec.gang import Macro, Secret
 from rallypoint.spec.shipment import ARCHIVE, archive
@@ -65,13 +65,16 @@ SCRIPT = "/jobs/train.py"
         ),
         (lambda: DaskJob(SCRIPT, cluster=f"tcp://{Macro.HOST}:1"), "(cluster=…): got"),
         (lambda: DaskJob(SCRIPT, connect_timeout=0), "(connect_timeout=…): got 0, expected seconds above 0"),
-        (lambda: DaskCluster(cls="LocalCluster"), "DaskCluster(cls=…): got 'LocalCluster', expected a dotted path"),
-        (lambda: DaskCluster(cls="os; x.y"), "DaskCluster(cls=…)"),
-        (lambda: DaskCluster(workers=0), "DaskCluster(workers=…): got 0, expected 1 or more"),
-        (lambda: DaskCluster(workers=2, adaptive=(1, 2)), "expected 1 or more, without adaptive="),
-        (lambda: DaskCluster(adaptive=(3, 1)), "DaskCluster(adaptive=…): got (3, 1), expected (min, max)"),
-        (lambda: DaskCluster(kwargs={"x": object()}), "DaskCluster(kwargs=…): got {'x': <object"),
-        (lambda: DaskCluster(kwargs={"x": Macro.RUN_DIR}), "DaskCluster(kwargs=…): got"),
+        (
+            lambda: DaskClusterClass(cls="LocalCluster"),
+            "DaskClusterClass(cls=…): got 'LocalCluster', expected a dotted path",
+        ),
+        (lambda: DaskClusterClass(cls="os; x.y"), "DaskClusterClass(cls=…)"),
+        (lambda: DaskClusterClass(workers=0), "DaskClusterClass(workers=…): got 0, expected 1 or more"),
+        (lambda: DaskClusterClass(workers=2, adaptive=(1, 2)), "expected 1 or more, without adaptive="),
+        (lambda: DaskClusterClass(adaptive=(3, 1)), "DaskClusterClass(adaptive=…): got (3, 1), expected (min, max)"),
+        (lambda: DaskClusterClass(kwargs={"x": object()}), "DaskClusterClass(kwargs=…): got {'x': <object"),
+        (lambda: DaskClusterClass(kwargs={"x": Macro.RUN_DIR}), "DaskClusterClass(kwargs=…): got"),
         (lambda: Resources(cpus=0), "Resources(cpus=…): got 0, expected a number above 0, or None"),
         (lambda: Resources(gpus=-1), "Resources(gpus=…): got -1, expected 0 or more"),
         (lambda: Resources(memory="lots"), "Resources(memory=…): got 'lots', expected bytes or a size such as"),
@@ -138,7 +141,7 @@ def test_an_own_rendezvous_needs_no_port():
         (DaskJob(SCRIPT, resources=Resources(cpus=2, memory="1GiB")), {"local": {"cpus": 2, "memory": 1 << 30}}),
         (DaskJob(SCRIPT, cluster="tcp://10.0.0.5:8786"), {"address": "tcp://10.0.0.5:8786"}),
         (
-            DaskJob(SCRIPT, cluster=DaskCluster(cls="a.B", kwargs={"queue": "q"}, adaptive=(1, 4))),
+            DaskJob(SCRIPT, cluster=DaskClusterClass(cls="a.B", kwargs={"queue": "q"}, adaptive=(1, 4))),
             {"cluster": {"cls": "a.B", "kwargs": {"queue": "q"}, "workers": None, "adaptive": [1, 4]}},
         ),
     ],

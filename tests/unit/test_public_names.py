@@ -28,7 +28,8 @@ def test_every_public_name_is_there(name):
 def test_the_public_names_are_these():
     assert sorted(rallypoint.__all__) == rallypoint.__all__ == dir(rallypoint)
     assert rallypoint.__all__ == [
-        "CloudTPU", "DaskCluster", "DaskJob", "FailureRule", "Function", "Hive", "Jar", "Kind", "Module", "PythonJob",
+        "CloudTPU", "DaskCluster", "DaskClusterClass", "DaskJob", "FailureRule", "Function", "Hive", "Jar", "Kind",
+        "Module", "PythonJob",
         "RallypointError", "RayCluster", "RayJob", "RayServe", "RayServeRollback", "RayServeUndeploy", "RayTrain",
         "RayTune", "RayWorkers", "Resources", "Script", "ServeProbe", "SparkCluster", "SparkConnectServer",
         "SparkJob", "SparkMLPipeline", "SparkWorkers", "Stage", "StageFailedError", "TFServingDeploy",

@@ -17,6 +17,7 @@ from rallypoint.launchers.ssh.frames import frame, read_frame
 from rallypoint.launchers.ssh.plan import Plan, chosen, planned
 from rallypoint.launchers.ssh.survey import different
 from rallypoint.spec.gang import Gang, Macro, Role
+from rallypoint.worker import context
 
 # How hosts are named --------------------------------------------------------------------------------------------------
 
@@ -136,6 +137,14 @@ def test_half_of_the_hosts_launch_and_more_than_half_say_that_nothing_was_launch
     assert 2 * (count - len(away)) >= count
     assert used[0] not in away
     assert len(set(used)) == len(used)
+
+
+def test_a_plan_says_where_the_logs_of_a_bucket_go():
+    hosts = {"first": "10.0.0.1", "ports": {"x": 4000}}
+    role = Role(name="r", argv=(), replicas=2, env={context.LOGS_URI: "s3://b/logs"})
+    plan = planned(Gang(name="g", roles=(role,)), "rp-x-a1", ["a", "b"], **hosts)
+    assert [spec["logs"] for spec in plan.specs] == [{"uri": "s3://b/logs", "python": Macro.PYTHON}] * 2
+    assert not any("logs" in spec for spec in planned(_gang(2), "rp-x-a1", ["a", "b"], **hosts).specs)
 
 
 def test_a_plan_travels_as_json_and_leaves_to_the_hosts_what_only_they_know():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -335,6 +336,28 @@ def test_all_learn_where_all_are_and_ports_stay_reserved_until_they_are_released
     members[0].done()
     assert together(*(each.wait_over for each in members)) == [None, None, None]
     for each in members:
+        each.release()
+        each.close()
+    host.close()
+
+
+def test_the_order_is_the_gangs_whoever_comes_first(endpoint):
+    """A place in ``TF_CONFIG`` says which address is whose; on one host a wrong one works all the same."""
+    host = leader(endpoint)
+    members = {name: member(endpoint, name) for name in NAMES}
+    found, threads = {}, []
+    for name in reversed(NAMES):
+        thread = threading.Thread(target=lambda name=name: found.update({name: members[name].join()}))
+        threads.append(thread)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while name not in host._joined:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(60)
+    assert [list(seen) for seen in found.values()] == [list(NAMES)] * 3
+    for each in members.values():
         each.release()
         each.close()
     host.close()

@@ -12,6 +12,7 @@ from rallypoint.errors import StageNotFoundError
 from rallypoint.launchers.base import Cursor, Handle, Launcher, LogChunk, Phase
 from rallypoint.launchers.registry import open_launcher
 from rallypoint.stages.events import EventReader
+from rallypoint.stages.logs import AttemptLogs
 from rallypoint.stages.text import Lines, one_line
 from rallypoint.stages.view import AttemptView
 
@@ -75,17 +76,18 @@ async def print_logs(engine: Engine, number: int, selection: Selection, *, follo
     reader = EventReader(engine.store, engine.ledger.events_prefix(number))
     while True:
         handle, launcher, going = await _where(engine, number)
+        last = not (follow and going)
         # The status came first: what was written before the end is in the reads that follow.
         while events := await reader.read():
             view.apply(events)
         if handle is not None:
-            written = [chunk.process async for chunk in launcher.logs(handle, Cursor(others=-1))]
+            logs = AttemptLogs(launcher, handle, engine.store, engine.ledger.logs_prefix(number))
+            written = [chunk.process for chunk in await logs.new(Cursor(others=-1), ended=last)]
             names = selection.logs(view, written)
-            last = not (follow and going)
             if names == [] and last:
                 raise StageNotFoundError(selection.missing(view, written))
             prefixed = names is None and (follow or len(written) > 1)
-            async for chunk in _new_output(launcher, handle, offsets, names):
+            async for chunk in _new_output(logs, offsets, names, ended=last):
                 _write(chunk.process, lines.take(chunk), prefixed=prefixed)
             if last:
                 for process, rest in lines.left():
@@ -94,7 +96,7 @@ async def print_logs(engine: Engine, number: int, selection: Selection, *, follo
                     pruned = "" if going else ", or it was removed since (rallypoint prune)"
                     say(f"{handle.attempt} has written nothing{' yet' if going else pruned}")
                 return
-        elif not (follow and going):
+        elif last:
             say(f"attempt {number} of {engine.key.text} has no process on {launcher.uri}")
             return
         await asyncio.sleep(_INTERVAL)
@@ -114,14 +116,14 @@ async def _where(engine: Engine, number: int) -> tuple[Handle | None, Launcher, 
 
 
 async def _new_output(
-    launcher: Launcher, handle: Handle, offsets: dict[str, int], names: list[str] | None
+    logs: AttemptLogs, offsets: dict[str, int], names: list[str] | None, *, ended: bool
 ) -> AsyncIterator[LogChunk]:
     while True:
         if names is None:
             cursor = Cursor(offsets)
         else:
             cursor = Cursor({name: offsets.get(name, 0) for name in names}, others=None)
-        chunks = [chunk async for chunk in launcher.logs(handle, cursor)]
+        chunks = await logs.new(cursor, ended=ended)
         for chunk in chunks:
             offsets[chunk.process] = chunk.offset
             yield chunk

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from rallypoint.errors import LaunchError, PreflightError
 from rallypoint.launchers.base import Cursor, Handle, HostReport, LogChunk, Phase, Status
 from rallypoint.launchers.interpreters import look_at
-from rallypoint.launchers.placement import LOOPBACK, place
+from rallypoint.launchers.placement import LOOPBACK, log_store, place
 from rallypoint.launchers.removal import left_in, remove_folder, remove_output
 from rallypoint.launchers.run_folder import check_folder, folder_of, make_folder, read_record
 from rallypoint.launchers.supervised import (
@@ -158,7 +158,10 @@ class LocalLauncher:
         folder = make_folder(self.root, attempt)
         if (folder / "processes.json").exists():
             return
-        spec = place(gang, attempt=attempt, run_dir=str(folder), python=gang.python or self.python)
+        python = gang.python or self.python
+        spec = place(gang, attempt=attempt, run_dir=str(folder), python=python)
+        if uri := log_store(gang):
+            spec["logs"] = {"uri": f"{uri}/0-0", "python": python}
         write_folder(folder, spec, files=gang.files, gang=gang.to_json())
 
     def _start_supervisor(self, gang: Gang, attempt: str) -> None:

@@ -121,6 +121,11 @@ def _lease(gang: Gang, env: Mapping[str, str]) -> dict[str, Any] | None:
     return {"uri": uri, "seconds": gang.lease} if uri and gang.lease else None
 
 
+def log_store(gang: Gang) -> str | None:
+    """Return the bucket prefix that keeps a gang's logs; None if the store is a folder, or it has none."""
+    return next((uri for role in gang.roles if (uri := role.env.get(context.LOGS_URI))), None)
+
+
 def events_folder(env: Mapping[str, str]) -> str | None:
     """Return the folder that a process's events go to; None if that is a bucket, or it has none.
 

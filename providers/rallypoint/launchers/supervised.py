@@ -98,6 +98,8 @@ def write_folder(folder: Path, spec: Mapping[str, Any], *, files: Mapping[str, b
         archive = {"PYTHONPATH": str(folder / ARCHIVE)}
         processes = [{**process, "env": {**archive, **process["env"]}} for process in spec["processes"]]
         whole = {**spec, "processes": processes, "grace": GRACE, "py_spy": _py_spy()}
+        if spec.get("logs"):
+            whole["logs"] = {**spec["logs"], "env": archive}
         write_whole(folder / "processes.json", json.dumps(whole).encode())
     except OSError as error:
         msg = f"could not prepare the run folder {folder}: {error}"

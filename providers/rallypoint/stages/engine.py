@@ -22,6 +22,7 @@ from rallypoint.stages.events import EventReader
 from rallypoint.stages.failures import LAST_LINES, before_traceback, launch_report
 from rallypoint.stages.leases import LeaseKeeper, address_of, kept_by
 from rallypoint.stages.ledger import Entry, Ledger, Record
+from rallypoint.stages.logs import AttemptLogs
 from rallypoint.stages.outcome import Outcome, judge, raise_for, with_last_lines
 from rallypoint.stages.pace import pause, turn
 from rallypoint.stages.preparation import as_stage, intent_of, next_record
@@ -122,6 +123,7 @@ class Engine:
             return
         view.links |= attempt.handle.links
         launcher = self._launcher_of(attempt.handle.launcher)
+        logs = self._logs_of(record.number, attempt.handle)
         reader = EventReader(self.store, self.ledger.events_prefix(record.number))
         keeper = LeaseKeeper(self.store, kept_by(self.store, self.key, record))
         offsets, told = dict(cursor.offsets) if cursor else {}, False
@@ -134,7 +136,7 @@ class Engine:
                 view.apply(events)
                 wanted = {name: offsets.get(name, 0) for name in view.shown_logs()}
                 where = Cursor(wanted, others=None, max_behind=_MAX_BEHIND)
-                output = [chunk async for chunk in launcher.logs(attempt.handle, where)]
+                output = await logs.new(where, ended=status.phase is not Phase.RUNNING)
             offsets |= {chunk.process: chunk.offset for chunk in output}
             if events or output:
                 yield Update(view=view, events=events, output=output, logs=self._logs_command(record))
@@ -218,9 +220,8 @@ class Engine:
         entry = await self._entry(number)
         if entry.handle is None:
             return ""
-        launcher = self._launcher_of(entry.handle.launcher)
-        cursor = Cursor({process: -size}, others=None)
-        return b"".join([chunk.data async for chunk in launcher.logs(entry.handle, cursor)]).decode(errors="replace")
+        chunks = await self._logs_of(number, entry.handle).new(Cursor({process: -size}, others=None), ended=True)
+        return b"".join(chunk.data for chunk in chunks).decode(errors="replace")
 
     async def _entry(self, number: int) -> Entry:
         entry = await self.ledger.read(number)
@@ -324,18 +325,22 @@ class Engine:
         logs = self._logs_command(record)
         outcome = judge(status, view, attempt=record.id, logs=logs, rules=rules, service=record.service)
         if outcome.failure and outcome.failure.process:
-            lines = await self._last_lines(handle, view, outcome.failure)
+            lines = await self._last_lines(record, handle, view, outcome.failure)
             outcome = with_last_lines(outcome, lines)
         return outcome
+
+    def _logs_of(self, number: int, handle: Handle) -> AttemptLogs:
+        launcher = self._launcher_of(handle.launcher)
+        return AttemptLogs(launcher, handle, self.store, self.ledger.logs_prefix(number))
 
     def _logs_command(self, record: Record) -> str:
         return f"rallypoint logs {record.id} --store {self.store.uri}"
 
-    async def _last_lines(self, handle: Handle, view: AttemptView, failure: FailureReport) -> list[str]:
+    async def _last_lines(self, record: Record, handle: Handle, view: AttemptView, failure: FailureReport) -> list[str]:
         logs = [p.log for p in view.last_round if failure.process == f"rank {p.rank}"] or [failure.process]
-        launcher = self._launcher_of(handle.launcher)
         cursor = Cursor(dict.fromkeys(logs, -_TAIL), others=None)
-        text = b"".join([chunk.data async for chunk in launcher.logs(handle, cursor)]).decode(errors="replace")
+        chunks = await self._logs_of(record.number, handle).new(cursor, ended=True)
+        text = b"".join(chunk.data for chunk in chunks).decode(errors="replace")
         said = before_traceback(text, failure.traceback)
         return [printable(line)[:500] for line in said.splitlines()[-LAST_LINES:]]
 

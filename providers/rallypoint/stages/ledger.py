@@ -10,6 +10,7 @@
     stages/<key>/attempts/000001/rerun.json     somebody asked for this stage to run again
     stages/<key>/attempts/000001/lease.json     a service's lease, written again and again while somebody wants it
     stages/<key>/attempts/000001/events/        what its processes report
+    stages/<key>/attempts/000001/logs/          what they print, where the store is a bucket
     stages/<key>/generations/000001/            checkpoints and artifacts
 
 An attempt's turns are one sequence, each claimed by a conditional create: of a try that takes the attempt over and an
@@ -293,6 +294,10 @@ class Ledger:
     def events_prefix(self, number: int) -> str:
         """Return where an attempt's processes report."""
         return f"{self.key.path}/attempts/{number:06d}/events"
+
+    def logs_prefix(self, number: int) -> str:
+        """Return where a bucket keeps an attempt's logs."""
+        return f"{self.key.path}/attempts/{number:06d}/logs"
 
     def lease_path(self, number: int) -> str:
         """Return where an attempt's lease is renewed."""

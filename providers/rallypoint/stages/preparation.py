@@ -78,11 +78,14 @@ def as_stage(ledger: Ledger, gang: Gang, job: Job, record: Record) -> Gang:
         store_uri=store.uri,
     )
     lease = {context.LEASE_URI: store.child_uri(ledger.lease_path(record.number))} if gang.lease else {}
+    bucket = store.local_path is None
+    logs = {context.LOGS_URI: store.child_uri(ledger.logs_prefix(record.number))} if bucket else {}
     return gang.with_more(
         files={"stage.json": stage.to_json().encode()},
         env={
             context.STAGE_FILE: "${rallypoint:run_dir}/stage.json",
             context.EVENTS_URI: store.child_uri(ledger.events_prefix(record.number)),
+            **logs,
             **lease,
         },
         secrets={name: Secret(value) for name, value in store.job_env().items()},

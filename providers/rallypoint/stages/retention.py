@@ -109,6 +109,7 @@ class What(StrEnum):
     GENERATION = "generation"  # checkpoints, artifacts, partitions
     RUN = "logs and files"
     EVENTS = "events"
+    STORED = "stored logs"  # what a bucket keeps of them
     RECORD = "record"  # of all attempts
     VERSIONS = "versions"  # configs of an application
     PACKAGES = "packages"  # code of applications
@@ -218,6 +219,8 @@ async def remove(store: Store, going: Going) -> int:
             await launcher.clean(going.key.attempt_id(number), forget=going.choice.whole)
         if (What.EVENTS, number) in there:
             await store.remove(ledger.events_prefix(number))
+        if (What.STORED, number) in there:
+            await store.remove(ledger.logs_prefix(number))
     if going.choice.whole:
         await ledger.erase(going.numbers)
     return going.size
@@ -249,6 +252,7 @@ async def _look(store: Store, key: StageKey, policy: Policy, now: float) -> Goin
         launchers.append((number, entry.record.launcher))
         parts += _part(What.RUN, number, left)
         parts += _part(What.EVENTS, number, _below(sizes, ledger.events_prefix(number)))
+        parts += _part(What.STORED, number, _below(sizes, ledger.logs_prefix(number)))
     if choice.whole and problem:  # the numbers would be used again, and the old runs found by them
         return Going(key=key, choice=Choice(), problem=problem)
     if choice.whole:

@@ -57,6 +57,7 @@ class Supervisor:
         self._may_lose: dict[str, int] = dict(self.spec.get("may_lose") or {})
         self.tolerated: set[str] = set()
         self._last_beat = 0.0
+        self._uploader: int | None = None  # uploads the logs, and outlives this process by some seconds
         self._pid = os.getpid()
         self._libc = ctypes.CDLL(None, use_errno=True)
 
@@ -74,6 +75,8 @@ class Supervisor:
         if not cancel:
             try:
                 self._start()
+                if self.spec.get("logs"):
+                    self._uploader = _start_uploader(self.run_dir, self.spec["logs"])
                 reason, message = self._watch()
             except _GivenUpError as error:
                 reason, message = str(error), ""
@@ -161,6 +164,10 @@ class Supervisor:
                 raise _GivenUpError("terminated")
         return found
 
+    def _left(self) -> list[int]:
+        """Return every descendant that belongs to the attempt."""
+        return [pid for pid in hostprocs.descendants(os.getpid()) if pid != self._uploader]
+
     def _in_child(self) -> None:
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
@@ -245,7 +252,7 @@ class Supervisor:
         """Kill every descendant; a gang leaves nothing behind."""
         deadline, empty = time.monotonic() + 10, 0
         while time.monotonic() < deadline:
-            left = hostprocs.descendants(os.getpid())
+            left = self._left()
             for pid in left:
                 _signal(pid, signal.SIGKILL)
             self._reap()
@@ -269,7 +276,7 @@ class Supervisor:
         """Write every process's stacks to a file, and return what fits on a screen: equal ones once, ranks first."""
         texts = []
         alike: dict[str, list[str]] = {}
-        for pid in hostprocs.descendants(os.getpid()):
+        for pid in self._left():
             label = hostprocs.label(pid)
             stack = hostprocs.stack(pid, self.spec["py_spy"], self._path("logs", f".stack-{pid}.txt"))
             if stack:
@@ -303,6 +310,12 @@ class _nothing:  # noqa: N801 - stands where `os.scandir` does
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def _start_uploader(run_dir: str, logs: dict[str, Any]) -> int | None:
+    from rallypoint.worker import log_upload  # noqa: PLC0415 - every start waits for imports
+
+    return log_upload.start(run_dir, logs)
 
 
 def _watch_lease(uri: str, seconds: float) -> LeaseWatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 STAGE_FILE = "RALLYPOINT_STAGE_FILE"  # path of the JSON file below
 STAGE = "RALLYPOINT_STAGE"  # its text instead, for processes on hosts that do not see the attempt's folder
 EVENTS_URI = "RALLYPOINT_EVENTS"  # where event files go: a file:// folder or a bucket prefix
+LOGS_URI = "RALLYPOINT_LOG_STORE"  # the bucket prefix that keeps the logs; unset where the store is a folder
 LEASE_URI = "RALLYPOINT_LEASE"  # a service's lease: the file:// path or the bucket's object that is renewed
 LOGS_DIR = "RALLYPOINT_LOGS"  # where a process keeps its own output; unset where the platform captures it
 ATTEMPT_ID = "RALLYPOINT_ATTEMPT"  # the attempt's id

@@ -29,10 +29,11 @@ def example(monkeypatch):
     [
         ("python_job", {"vowels": {"Oslo": 2, "Quito": 3, "Rome": 2}, "sum": 7}.__eq__),
         ("dask_table", lambda made: made["workers"] > 0 and made["table"].startswith("file:///")),
+        ("dask_cluster", {"total": sum(range(2000)), "workers": 2}.__eq__),
         ("spark_table", {"counts": [100] * 10}.__eq__),
         ("tensorflow_training", lambda made: made["replicas"] == 2 and 2.5 < made["weight"] < 3.5),
     ],
-    ids=["python", "dask", "spark", "tensorflow"],
+    ids=["python", "dask", "dask-cluster", "spark", "tensorflow"],
 )
 def test_an_example_runs(prefect, example, name, check):
     made = example(name).pipeline()

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
-from net_hosts import NetHosts, missing
 
 from rallypoint.launchers.ssh import SSHLauncher
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
 
 LOST_AFTER = 4.0  # seconds
-
-
-@pytest.fixture(scope="session")
-def network():
-    """Two hosts; a test that kills one starts it again."""
-    if why := missing():
-        pytest.skip(f"NO HOSTS, SO NOTHING ABOUT SSH IS TESTED: {why}")
-    with Path(tempfile.gettempdir(), "rallypoint-hosts.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the network's addresses are the machine's
-        with NetHosts(2) as hosts:
-            yield hosts
 
 
 @pytest.fixture

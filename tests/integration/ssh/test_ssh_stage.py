@@ -43,6 +43,15 @@ def count(until):
     return {"began": began, "done": done, "ssh": os.environ["SSH_CONNECTION"].split()[2]}
 
 
+def wait_for_ever():
+    """Say something and wait."""
+    import time
+
+    print("still here", flush=True)  # noqa: T201 - what is left of it
+    while True:
+        time.sleep(1)
+
+
 @pytest.fixture
 def bucket(network):
     """The options of a bucket on the orchestrator's side of the network, which the hosts reach."""
@@ -86,6 +95,21 @@ async def test_a_stage_continues_on_another_host_from_the_bucket(uri, network, h
     assert outcome.state is State.SUCCEEDED, outcome.failure.render()
     assert (outcome.result["began"], outcome.result["done"]) == (2, 4)
     assert outcome.result["ssh"] == hosts[1].address
+
+
+async def test_what_a_lost_host_had_printed_is_read_from_the_bucket(uri, network, hosts, bucket, until):
+    store, options = bucket
+    launcher = SSHLauncher.from_uri(uri(), {"client_keys": str(network.key)})
+    engine = Engine(Store.open(store, options=options), StageKey(("flights", "r1", "wait")), launcher)
+    started = await engine.start(PythonJob(Function(wait_for_ever, by_value=True)), Request(owner="try-1"))
+
+    async def kept():
+        return await engine.store.list(engine.ledger.logs_prefix(1))
+
+    await until(kept)
+    hosts[0].kill()
+    assert (await watched(engine, started)).state is State.LOST
+    assert await engine.tail(1, "main-0", 1000) == "still here\n"
 
 
 async def test_what_a_host_lacks_is_the_users_to_correct(engine, hosts):

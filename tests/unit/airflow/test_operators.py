@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from rallypoint import DaskCluster, Resources
+from rallypoint import DaskClusterClass, Resources
 from rallypoint.airflow.operators import DaskOperator, TorchElasticOperator
 from rallypoint.airflow.operators.base import stage_key
 from rallypoint.errors import InvalidJobError, RallypointError
@@ -84,7 +84,7 @@ def test_every_job_option_reaches_the_job():
         operator = DaskOperator(
             task_id="t",
             module="package.module",
-            cluster=DaskCluster(workers=2),
+            cluster=DaskClusterClass(workers=2),
             job_params={"a": 1},
             job_resources=Resources(cpus=2, memory="1GiB"),
             python="/usr/bin/python3",

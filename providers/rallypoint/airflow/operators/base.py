@@ -71,7 +71,8 @@ class StageOperator(BaseOperator):
             live on while this task waits for its job.
         resume: When a retry may use earlier checkpoints: ``"if_same_work"``, ``"always"`` or ``"never"``.
         rallypoint_conn_id: The connection of store and launcher. The default one need not exist.
-        launcher_conn_id: A connection that says where this task's job runs instead, such as one of the type ``ray``.
+        launcher_conn_id: A connection that says where this task's job runs instead, such as one of the type ``ray`` or
+            ``ssh``. A run's conf may choose it: ``"{{ params.launcher or '' }}"``.
         poll_interval: Seconds between looks at the job.
         deferrable: Whether to wait in the triggerer, without a worker slot.
 
@@ -84,7 +85,7 @@ class StageOperator(BaseOperator):
 
     template_fields: Sequence[str] = (
         "script", "module", "args", "op_args", "op_kwargs", "job_params", "env", "python", "uses",
-        "job_options",
+        "job_options", "launcher_conn_id",
     )  # fmt: skip
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "args": "py", "op_args": "py", "op_kwargs": "py", "job_params": "json", "env": "json", "job_options": "json",

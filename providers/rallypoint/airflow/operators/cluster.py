@@ -52,7 +52,7 @@ class ServiceOperator(StageOperator):
 
     job_class: ClassVar[type[ServiceJob]]
 
-    template_fields: Sequence[str] = ("env", "python", "job_options")
+    template_fields: Sequence[str] = ("env", "python", "job_options", "launcher_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"env": "json", "job_options": "json"}
     ui_color = "#e3f1e3"
 
@@ -122,7 +122,7 @@ class StopClusterOperator(BaseOperator):
         launcher_conn_id: The connection of the launcher, if the set-up names one.
     """
 
-    template_fields: Sequence[str] = ("cluster",)
+    template_fields: Sequence[str] = ("cluster", "launcher_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"cluster": "json"}
     ui_color = "#f1e3e3"
 

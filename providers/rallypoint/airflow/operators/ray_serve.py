@@ -44,7 +44,7 @@ class _ServeOperator(StageOperator):
 
     job_class: ClassVar[type[ServeJob]]
 
-    template_fields: Sequence[str] = ("env", "python", "uses", "job_options", "ray_conn_id")
+    template_fields: Sequence[str] = ("env", "python", "uses", "job_options", "launcher_conn_id", "ray_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"env": "json", "job_options": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (StageLink(), RayServeLink(), RayJobLink())
     ui_color = "#f4e6d8"

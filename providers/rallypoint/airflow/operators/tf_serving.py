@@ -46,7 +46,7 @@ class TFServingDeployOperator(StageOperator):
 
     job_class = TFServingDeploy
 
-    template_fields: Sequence[str] = ("env", "python", "uses", "job_options")
+    template_fields: Sequence[str] = ("env", "python", "uses", "job_options", "launcher_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"env": "json", "job_options": "json"}
     ui_color = "#f4e6d8"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rallypoint.errors import InvalidJobError
 from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.job import Job
+from rallypoint.spec.service import SERVICE, as_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +20,8 @@ _CLASS = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaskCluster:
-    """A Dask cluster that is made for one attempt and closed with it.
+class DaskClusterClass:
+    """A Dask cluster that a class of Dask's makes for one attempt, and that is closed with it.
 
     Args:
         cls: The cluster class's dotted path, such as ``"dask_jobqueue.SLURMCluster"``.
@@ -39,17 +40,25 @@ class DaskCluster:
 
     def __post_init__(self) -> None:
         if not _CLASS.match(self.cls):
-            raise InvalidJobError("DaskCluster", "cls", got=self.cls, expected='a dotted path, "package.ClusterClass"')
+            raise InvalidJobError(
+                "DaskClusterClass", "cls", got=self.cls, expected='a dotted path, "package.ClusterClass"'
+            )
         if self.workers is not None and (self.adaptive or self.workers < 1):
-            raise InvalidJobError("DaskCluster", "workers", got=self.workers, expected="1 or more, without adaptive=")
+            raise InvalidJobError(
+                "DaskClusterClass", "workers", got=self.workers, expected="1 or more, without adaptive="
+            )
         if self.adaptive and not 0 <= self.adaptive[0] <= self.adaptive[1]:
-            raise InvalidJobError("DaskCluster", "adaptive", got=self.adaptive, expected="(min, max), 0 ≤ min ≤ max")
+            raise InvalidJobError(
+                "DaskClusterClass", "adaptive", got=self.adaptive, expected="(min, max), 0 ≤ min ≤ max"
+            )
         try:
             text = json.dumps(dict(self.kwargs))
         except (TypeError, ValueError) as error:
-            raise InvalidJobError("DaskCluster", "kwargs", got=self.kwargs, expected="JSON values") from error
+            raise InvalidJobError("DaskClusterClass", "kwargs", got=self.kwargs, expected="JSON values") from error
         if has_macro(text):
-            raise InvalidJobError("DaskCluster", "kwargs", got=self.kwargs, expected="values without ${rallypoint:…}")
+            raise InvalidJobError(
+                "DaskClusterClass", "kwargs", got=self.kwargs, expected="values without ${rallypoint:…}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the cluster as a JSON object."""
@@ -64,7 +73,8 @@ class DaskJob(Job):
 
     Args:
         cluster: None for a `LocalCluster` of the size that `resources` says (all cores by default), the address of a
-            running scheduler, or a `DaskCluster` that is made for the attempt.
+            running scheduler, the result of a `rallypoint.DaskCluster` stage, or a `DaskClusterClass` whose cluster is
+            made for the attempt.
         connect_timeout: Seconds to wait for a scheduler.
 
     Raises:
@@ -74,23 +84,37 @@ class DaskJob(Job):
     kind: ClassVar[str] = "dask"
     requires: ClassVar[tuple[str, ...]] = ("dask", "distributed")
 
-    cluster: str | DaskCluster | None = None
+    cluster: str | Mapping[str, Any] | DaskClusterClass | None = None
     connect_timeout: float = 30.0
 
     def __post_init__(self) -> None:
+        shared = as_object(self.cluster)
+        if shared is not None and SERVICE in shared and shared not in self.uses:
+            object.__setattr__(self, "uses", (*self.uses, shared))
         super().__post_init__()
-        if isinstance(self.cluster, str) and (has_macro(self.cluster) or not _ADDRESS.match(self.cluster)):
-            expected = 'a scheduler\'s address such as "tcp://10.0.0.5:8786", a DaskCluster, or None'
+        where = self._address()
+        if where is not None and (not isinstance(where, str) or has_macro(where) or not _ADDRESS.match(where)):
+            expected = (
+                'a scheduler\'s address such as "tcp://10.0.0.5:8786", the result of a DaskCluster stage, a '
+                "DaskClusterClass, or None"
+            )
             raise self.invalid("cluster", self.cluster, expected)
         if self.connect_timeout <= 0:
             raise self.invalid("connect_timeout", self.connect_timeout, "seconds above 0")
 
+    def _address(self) -> Any:
+        """Return the address of a running scheduler as it was given; None for a cluster of this attempt's own."""
+        if isinstance(self.cluster, DaskClusterClass):
+            return None
+        shared = as_object(self.cluster)
+        return self.cluster if shared is None else shared.get("address", "")
+
     def roles(self) -> tuple[Role, ...]:
         """Return one role: the driver, which connects the client and runs the entry."""
         settings: dict[str, Any] = {"connect_timeout": self.connect_timeout}
-        if isinstance(self.cluster, str):
-            settings["address"] = self.cluster
-        elif isinstance(self.cluster, DaskCluster):
+        if (where := self._address()) is not None:
+            settings["address"] = where
+        elif isinstance(self.cluster, DaskClusterClass):
             settings["cluster"] = self.cluster.to_json()
         else:
             settings["local"] = {"cpus": self.resources.cpus, "memory": self.resources.memory_bytes}

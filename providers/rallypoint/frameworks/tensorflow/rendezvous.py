@@ -100,9 +100,7 @@ class Leader:
             if name is None:
                 return
             all_joined = self._all(self._joined)
-            line.send(
-                {"members": as_all_reach(self._joined, self._host)} if all_joined else self._missing(self._joined)
-            )
+            line.send({"members": self._reached()} if all_joined else self._missing(self._joined))
             if line.receive() != {"ready": True}:
                 return
             with self._changed:
@@ -139,6 +137,10 @@ class Leader:
             self._changed.wait_for(lambda: self._join_by is not None)
             left = max(0.0, (self._join_by or 0.0) + longer - time.monotonic())
             return self._changed.wait_for(lambda: len(those) == len(self._members), left)
+
+    def _reached(self) -> dict[str, dict[str, str]]:
+        """Return where all are, in the gang's order: a place in TensorFlow's list of addresses says who is there."""
+        return as_all_reach({name: self._joined[name] for name in self._members}, self._host)
 
     def _missing(self, those: Container[str]) -> dict[str, list[str]]:
         return {"missing": [name for name in self._members if name not in those]}

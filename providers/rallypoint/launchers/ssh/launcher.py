@@ -274,6 +274,8 @@ class SSHLauncher:
         spec = dict(plan.specs[number])
         more = {context.INCARNATION: str(start)} if start else {}
         spec["processes"] = [{**process, "env": {**process["env"], **more}} for process in spec["processes"]]
+        if logs := spec.get("logs"):
+            spec["logs"] = {**logs, "uri": f"{logs['uri']}/{number}-{start}"}
         await link.call(
             "prepare",
             data,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rallypoint.errors import LaunchError
 from rallypoint.launchers.nodes import Shape
-from rallypoint.launchers.placement import Node, place_on
+from rallypoint.launchers.placement import Node, log_store, place_on
 from rallypoint.spec.gang import Macro
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ def planned(gang: Gang, attempt: str, hosts: Sequence[str], *, first: str, ports
     ]
     # One node of several may be silent for good reason, such as one that has no rank 0: who polls sees all of them.
     watched_here = len(hosts) == 1
-    specs = place_on(gang, attempt=attempt, nodes=nodes, ports=ports)
+    uri = log_store(gang)
+    logs = {"logs": {"uri": uri, "python": Macro.PYTHON}} if uri else {}
+    specs = [{**spec, **logs} for spec in place_on(gang, attempt=attempt, nodes=nodes, ports=ports)]
     return Plan(
         hosts=tuple(hosts),
         shape=Shape.of(gang, len(hosts)),
