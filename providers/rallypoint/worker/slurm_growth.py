@@ -25,6 +25,7 @@ LAST_WORDS = 30.0  # seconds that a node has to complete by itself once the firs
 END_SECONDS = 10.0  # seconds for which the end of a node that was asked to end is waited for
 SETTLING = 15.0  # seconds after a node's failure in which the whole gang may turn out to be failing
 _LOOK = 5.0  # seconds between two looks at what is missing
+_LOOK_OF_ONE = 2.0  # likewise, of each that joined at whether its run is over: there may be hundreds
 _FAILURES = {None, "failed", "error", "stalled"}  # how a node ends that may join again
 _PAUSE, _LONGEST_PAUSE = 30.0, 600.0  # seconds until a submission that failed is tried again
 
@@ -213,8 +214,12 @@ class Joining:
 
     def _watch(self, srun: subprocess.Popen[bytes]) -> None:
         since: float | None = None
+        due = time.monotonic()
         while srun.poll() is None:
             self._wait()
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + _LOOK_OF_ONE
             if over := self._over():
                 since = time.monotonic() if since is None else since
                 if not over.get("good") or time.monotonic() - since > LAST_WORDS:
