@@ -26,6 +26,7 @@ END_SECONDS = 10.0  # seconds for which the end of a node that was asked to end 
 SETTLING = 15.0  # seconds after a node's failure in which the whole gang may turn out to be failing
 _LOOK = 5.0  # seconds between two looks at what is missing
 _LOOK_OF_ONE = 2.0  # likewise, of each that joined at whether its run is over: there may be hundreds
+_EXCLUDE = "--exclude="
 _FAILURES = {None, "failed", "error", "stalled"}  # how a node ends that may join again
 _PAUSE, _LONGEST_PAUSE = 30.0, 600.0  # seconds until a submission that failed is tried again
 
@@ -103,15 +104,24 @@ class Growth:
         }
 
     def _submit(self, missing: list[int]) -> None:
-        words = ["sbatch", "--parsable", f"--array={','.join(map(str, missing))}", *self._options, *self._arguments]
+        # A node that is free in part could take an element beside the job itself.
+        taken = [] if self._lost() else [os.environ.get("SLURM_JOB_NODELIST", "")]
+        options = [word for word in self._options if not word.startswith(_EXCLUDE)]
+        taken += [word.removeprefix(_EXCLUDE) for word in self._options if word.startswith(_EXCLUDE)]
+        options += [f"{_EXCLUDE}{','.join(taken)}"] if any(taken) else []
+        words = ["sbatch", "--parsable", f"--array={','.join(map(str, missing))}", *options, *self._arguments]
         # What Slurm said of this job would be taken for options of the next one.
         env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH_", "SRUN_"))}
         env |= {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
-        self._sbatch = subprocess.Popen(
-            words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._asked |= set(missing)
         self._trying = set(missing)
+        try:
+            self._sbatch = subprocess.Popen(
+                words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        except OSError as error:
+            self._failed(str(error))
+        else:
+            self._asked |= self._trying
 
     def _submitted(self, sbatch: subprocess.Popen[str]) -> None:
         said = (sbatch.communicate()[0] or "").strip()
@@ -122,9 +132,12 @@ class Growth:
             write_json(os.path.join(self.run_dir, SUBMITTED), {"v": 1, "jobs": self._jobs})
             shared.say(f"job {job} waits for nodes {', '.join(map(str, sorted(self._trying)))} of this gang")
             self._pause = _PAUSE
-            return
+        else:
+            self._asked -= self._trying
+            self._failed(said)
+
+    def _failed(self, said: str) -> None:
         shared.say(f"no job for further nodes could be submitted, will try again in {self._pause:g} s: {said}")
-        self._asked -= self._trying
         self._next, self._pause = time.monotonic() + self._pause, min(self._pause * 2, _LONGEST_PAUSE)
 
 
@@ -136,7 +149,7 @@ def close(run_dir: str, *, good: bool) -> None:
 def cancel_waiting(jobs: list[str]) -> None:
     """Take arrays out of the queue as far as they have not started; what starts all the same ends by itself."""
     if jobs:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             words = ["scancel", "--quiet", "--state=PENDING", *jobs]
             subprocess.run(words, capture_output=True, check=False, timeout=COMMAND_SECONDS)
 

@@ -151,6 +151,8 @@ async def test_a_training_grows_when_there_is_a_node_loses_it_and_grows_again(
         await until(lambda: last["outcome"], deadline=SLOW)
     finally:
         watching.cancel()
+        if "drain" in slurm.node_state("n2"):
+            slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
     assert last["outcome"].state is State.SUCCEEDED, last["outcome"].failure.render()
     assert last["outcome"].result == {"world": 2}
     assert [line.partition(" (")[0] for line in said if line.startswith("world size")] == [
@@ -163,8 +165,9 @@ async def test_a_training_grows_when_there_is_a_node_loses_it_and_grows_again(
 
 
 async def test_a_cancel_ends_the_job_what_joined_it_and_what_waits(
-    launcher, elastic, starts, until, slurm, tmp_path, jobs_left
+    uri, elastic, starts, until, slurm, tmp_path, jobs_left
 ):
+    launcher = SlurmLauncher.from_uri(uri(sbatch="--exclusive"))
     handle = await launcher.launch(elastic(1, 3), "rp-parts-1")
     await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
     assert (await launcher.find("rp-parts-1")).details["job"] == handle.details["job"]
@@ -207,7 +210,7 @@ async def test_after_the_first_node_died_the_job_starts_on_the_one_that_had_join
     uri, elastic, starts, until, slurm, tmp_path
 ):
     """The job waits for a node, and what had joined it gives its own back."""
-    launcher = SlurmLauncher.from_uri(uri())
+    launcher = SlurmLauncher.from_uri(uri(sbatch="--exclusive"))
     handle = await launcher.launch(elastic(1, 2), "rp-head-1")
     await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
     slurm.kill_node("n1")
