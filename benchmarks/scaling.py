@@ -76,6 +76,8 @@ class Steps:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._notes: list[dict[str, Any]] = []
+        self._read = 0  # bytes of the file
         self.args = ["--plain", "--epochs", "1000000", "--steps", "1", "--pause", str(PAUSE), "--record", str(path)]
 
     def first(self, world: int, *, but: int | None = None) -> float:
@@ -88,8 +90,9 @@ class Steps:
         return wait_for(partial(self._first, world, but), f"a step of {world} ranks", seconds=SLOW)
 
     def _first(self, world: int, but: int | None) -> float | None:
+        self._read_on()
         begun: set[int] = set()
-        for note in self._notes():
+        for note in self._notes:
             if note["world"] == world and note["pid"] != but:
                 if note["pid"] in begun:
                     return float(note["t"])
@@ -98,11 +101,14 @@ class Steps:
 
     def rank_0(self) -> int:
         """Return the process id of the first rank 0."""
-        return int(self._notes()[0]["pid"])
+        return int(self._notes[0]["pid"])
 
-    def _notes(self) -> list[dict[str, Any]]:
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]  # the last line may be half written
+    def _read_on(self) -> None:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            file.seek(self._read)
+            whole, _, _ = file.read().rpartition(b"\n")  # the last line may be half written
+            self._read += len(whole) + 1 if whole else 0
+            self._notes += [json.loads(line) for line in whole.splitlines()]
 
     def rank(self, number: int) -> int:
         """Return the process id of a rank."""
