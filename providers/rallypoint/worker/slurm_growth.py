@@ -125,9 +125,10 @@ class Growth:
 
     def _submitted(self, sbatch: subprocess.Popen[str]) -> None:
         said = (sbatch.communicate()[0] or "").strip()
-        job = said.splitlines()[-1].partition(";")[0] if said else ""
+        words = [line.strip().partition(";")[0] for line in said.splitlines()]  # warnings among them
+        job = next((word for word in words if word.isdigit()), "")
         self._sbatch = None
-        if sbatch.returncode == 0 and job.isdigit():
+        if sbatch.returncode == 0 and job:
             self._jobs.append(job)
             write_json(os.path.join(self.run_dir, SUBMITTED), {"v": 1, "jobs": self._jobs})
             shared.say(f"job {job} waits for nodes {', '.join(map(str, sorted(self._trying)))} of this gang")
