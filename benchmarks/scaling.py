@@ -57,7 +57,7 @@ from airflow_processes import free_ports
 from slurm_cluster import SlurmCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 SIZES = (1, 2, 8)
 RESTARTS = 3
@@ -274,24 +274,35 @@ def main() -> None:
     rounds = options.rounds or (1 if options.quick else 3)
     sizes = options.sizes or (SIZES[:2] if options.quick else SIZES)
     report = Report("scaling", quick=options.quick)
-    fixed = {
-        str(n): in_turns(rounds, {"stage": partial(stage, ranks=n), "torchrun": partial(bare, ranks=n)}, f"{n} ranks")
-        for n in sizes
-    }
-    for n, found in fixed.items():
-        show(report, int(n), found)
-    report.data("start_and_loss", fixed)
+    try:
+        measure_joins(report, [n for n in sizes if n > 1], rounds)
+        measure_starts(report, sizes, rounds)
+    finally:
+        report.finish()  # what one part measured is kept if the other one fails
+
+
+def measure_starts(report: Report, sizes: Sequence[int], rounds: int) -> None:
+    """Measure starts, and the loss of a rank."""
+    found: dict[str, Any] = {}
+    for n in sizes:
+        sides = {"stage": partial(stage, ranks=n), "torchrun": partial(bare, ranks=n)}
+        found[str(n)] = in_turns(rounds, sides, f"{n} ranks")
+        show(report, n, found[str(n)])
+    report.data("start_and_loss", found)
+
+
+def measure_joins(report: Report, sizes: Sequence[int], rounds: int) -> None:
+    """Measure how long a second agent needs to join."""
     if why := SlurmCluster.why_not():
         report.row("join of a second agent", f"not measured: {why}")
-    else:
-        joins: dict[str, Any] = {}
-        with SlurmCluster() as slurm:
-            for n in (n for n in sizes if n > 1):
-                sides = {"stage": partial(stage_join, slurm, ranks=n), "torchrun": partial(bare_join, ranks=n)}
-                joins[str(n)] = in_turns(rounds, sides, f"join to {n} ranks")
-                show(report, n, joins[str(n)])
-        report.data("join", joins)
-    report.finish()
+        return
+    found: dict[str, Any] = {}
+    with SlurmCluster() as slurm:
+        for n in sizes:
+            sides = {"stage": partial(stage_join, slurm, ranks=n), "torchrun": partial(bare_join, ranks=n)}
+            found[str(n)] = in_turns(rounds, sides, f"join to {n} ranks")
+            show(report, n, found[str(n)])
+    report.data("join", found)
 
 
 if __name__ == "__main__":
