@@ -126,17 +126,20 @@ class Report:
 # The same training as a stage and under bare torchrun ----------------------------------------------------------------
 
 
-def torchrun(args: Sequence[str]) -> list[str]:
-    """Return the command of `scripts/train.py` under bare torchrun, on as many ranks as the stage has."""
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={RANKS}",
-        str(TRAIN),
-        *args,
-    ]
+# What a stage sets as well: without them torchrun prints a warning, and gloo looks for an interface.
+TORCHRUN_ENV = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def torchrun(args: Sequence[str], *, ranks: int = RANKS, options: Sequence[str] = ("--standalone",)) -> list[str]:
+    """Return the command of `scripts/train.py` under bare torchrun.
+
+    Args:
+        args: The script's arguments.
+        ranks: How many ranks the agent starts.
+        options: Further options of torchrun.
+    """
+    agent = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={ranks}"]
+    return [*agent, str(TRAIN), *args]
 
 
 def run_torchrun(args: Sequence[str]) -> float:
@@ -145,8 +148,7 @@ def run_torchrun(args: Sequence[str]) -> float:
     Raises:
         subprocess.CalledProcessError: It failed.
     """
-    # What a stage sets as well: without them torchrun prints a warning, and gloo looks for an interface.
-    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    env = os.environ | TORCHRUN_ENV
     began = time.monotonic()
     subprocess.run(torchrun(args), check=True, env=env, stdin=subprocess.DEVNULL, capture_output=True)
     return time.monotonic() - began
@@ -159,7 +161,7 @@ def run_bash_operator(args: Sequence[str]) -> float:
     train = BashOperator(
         task_id="train",
         bash_command=shlex.join(torchrun(args)),
-        env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        env=TORCHRUN_ENV,
         append_env=True,
         output_processor=str,
     )
@@ -168,9 +170,15 @@ def run_bash_operator(args: Sequence[str]) -> float:
     return time.monotonic() - began
 
 
-def training(args: Sequence[str]) -> TorchElastic:
-    """Return the job of `scripts/train.py`."""
-    return TorchElastic(Script(str(TRAIN), list(args)), nproc_per_node=RANKS)
+def training(args: Sequence[str], *, ranks: int = RANKS, **options: Any) -> TorchElastic:
+    """Return the job of `scripts/train.py`.
+
+    Args:
+        args: The script's arguments.
+        ranks: How many ranks each agent starts.
+        options: Further options of the job.
+    """
+    return TorchElastic(Script(str(TRAIN), list(args)), nproc_per_node=ranks, **options)
 
 
 def engine(folder: Path, name: str) -> Engine:

@@ -5,6 +5,7 @@ With ``--plain`` it is the script that one has before Rallypoint: no import of i
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="of one epoch")
     parser.add_argument("--plain", action="store_true", help="make no use of Rallypoint")
     parser.add_argument("--record", type=Path, help="where rank 0 writes when epochs began and ended")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds to sleep after each epoch")
     args = parser.parse_args()
     stage = None
     if not args.plain:
@@ -49,14 +51,15 @@ def main() -> None:
             stage.report(step=epoch, total=args.epochs, unit="epoch", loss=loss.item())
         dist.barrier()
         note(args.record)
+        time.sleep(args.pause)
     dist.destroy_process_group()
 
 
 def note(record: Path | None) -> None:
-    """Write down the time, on rank 0."""
+    """Write down the time, on rank 0, with what tells its round of restarts from others."""
     if record and dist.get_rank() == 0:
         with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"t": time.time()}) + "\n")
+            file.write(json.dumps({"t": time.time(), "pid": os.getpid(), "world": dist.get_world_size()}) + "\n")
 
 
 if __name__ == "__main__":

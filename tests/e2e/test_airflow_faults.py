@@ -187,8 +187,8 @@ def ways_to_fail(airflow, in_both_modes) -> dict[str, str]:
         ("all_ranks_are_killed", ["retryable: rank ", "killed (SIGKILL)", "| the last words of rank ", "all logs: "]),
         ("rank_hangs", ["retryable: the job: stalled", "rank 1 (pid", "waiting_for_a_peer_that_never_comes"]),
         ("rank_is_out_of_memory", ["retryable: rank 0 on", "out of memory", "MemoryError"]),
-        ("disk_is_full", ["retryable: rank 0 on", "disk full", "No space left on device"]),
-        ("import_fails", ["user error: rank 0 on", "No module named 'a_module_that_nobody_has'"]),
+        ("disk_is_full", ["retryable: main-0 on", "disk full", "No space left on device"]),
+        ("import_fails", ["user error: main-0 on", "No module named 'a_module_that_nobody_has'"]),
     ],
 )
 def test_a_failure_names_its_cause(airflow, ways_to_fail, mode, task, words):

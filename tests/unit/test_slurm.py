@@ -25,7 +25,7 @@ from rallypoint.spec.resources import Resources
 from rallypoint.stages import failure_table
 from rallypoint.stages.events import Event
 from rallypoint.stages.view import AttemptView
-from rallypoint.worker import context, hostprocs
+from rallypoint.worker import context, hostprocs, slurm_folder
 from rallypoint.worker import slurm as worker
 
 URI = "slurm://gpu?root=/shared/runs"
@@ -230,18 +230,38 @@ def test_each_node_has_what_its_processes_ask_for_together():
     assert "--gres=gpu:a100:4" in submission(Gang(name="ray", roles=(worker,)), gres="gpu:a100:4").sbatch()
 
 
-def test_an_elastic_gang_takes_the_nodes_that_there_are_and_survives_the_loss_of_one():
+def test_an_elastic_gang_starts_on_its_least_nodes_and_survives_the_loss_of_one():
     job = submission(agents(4, 1))
-    assert "--nodes=1-4" in job.sbatch()
+    assert "--nodes=1" in job.sbatch()
     assert "--no-kill" in job.sbatch()
-    assert sorted(job.placements()) == ["1", "2", "3", "4"]
-    assert [len(node["processes"]) for node in job.placements()["3"]] == [1, 1, 1]
+    assert [len(node["processes"]) for node in job.placements()["nodes"]] == [1, 1, 1, 1]
     assert not job.settings()["together"]
-    assert "--nodes=2-3" in submission(agents(4, 1), nodes="2-3").sbatch()
     assert "--no-kill" not in submission(agents()).sbatch()
+    assert submission(agents()).settings()["grows"] is None
 
 
-@pytest.mark.parametrize(("gang", "nodes"), [(agents(), "3"), (agents(), "1-2"), (agents(4, 2), "2-5")])
+def test_a_node_that_joins_an_elastic_gang_is_asked_for_like_the_jobs_own():
+    job = submission(agents(4, 1), account="physics", nodes="2-3", sbatch=("--exclusive",))
+    assert "--nodes=2" in job.sbatch()
+    grows = job.settings()["grows"]
+    assert grows["most"] == 3
+    for word in ("--job-name=rp-train-1", "--comment=/shared/runs/rp-train-1", "--nodes=1", "--account=physics"):
+        assert word in grows["request"]["options"]
+    assert "--requeue" in grows["request"]["options"]
+    assert grows["request"]["options"][-1] == "--exclusive"
+    assert not any(word.startswith(("--signal", "--array")) for word in grows["request"]["options"])
+    assert grows["request"]["job"][0] == "/shared/runs/rp-train-1/job.sh"
+
+
+def test_nodes_that_are_fewer_than_the_gangs_least_share_its_processes_and_do_not_grow():
+    job = submission(agents(4, 2), nodes="1")
+    assert [len(node["processes"]) for node in job.placements()["nodes"]] == [2]
+    assert job.settings()["grows"] is None
+
+
+@pytest.mark.parametrize(
+    ("gang", "nodes"), [(agents(), "3"), (agents(), "1-2"), (agents(4, 2), "2-5"), (agents(4, 2), "1-4")]
+)
 def test_more_nodes_than_processes_are_refused(gang, nodes):
     with pytest.raises(PreflightError, match="nodes"):
         submission(gang, nodes=nodes).sbatch()
@@ -567,6 +587,72 @@ def test_a_node_that_still_computes_is_ended_before_anything_is_called_lost(fold
     assert folder.judge(Meaning.NODE_LOST, "").phase is Phase.LOST
 
 
+# Nodes that join ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def growing(tmp_path):
+    """An elastic attempt of one to three nodes, whose job has one and has begun."""
+    found = AttemptFolder(tmp_path)
+    found.prepare(submission(agents(3, 1)).files())
+    write(tmp_path / "i0" / "run.json", {"nodes": 1})
+    return found
+
+
+def joined(folder, node, start, reason=None, code=0):
+    record = folder.path / "i0" / "nodes" / f"{node}.{start}"
+    write(record / "started.json", {"pid": 1, "host": "elsewhere", "t": time.time()})
+    if reason:
+        write(record / "final.json", final(reason, f"agent-{node}", code))
+
+
+def over(folder):
+    write(folder.path / "end.json", {"run": 0, "reason": "", "message": ""})
+    return folder.ended()
+
+
+def test_nodes_that_never_joined_are_not_missed(growing):
+    has_ended(growing, ("completed", 0))
+    assert over(growing).reason == "completed"
+    assert [end.name for end in growing.ended().processes] == ["agent-0"]
+
+
+def test_a_node_that_joined_has_to_complete_too_and_its_newest_start_counts(growing):
+    has_ended(growing, ("completed", 0))
+    joined(growing, 2, 1, "failed", 1)
+    joined(growing, 2, 2)
+    assert over(growing) is None
+    assert (growing.path / "i0" / "nodes" / "2.2" / "cancel.json").exists()  # it is asked to end
+    joined(growing, 2, 2, "completed")
+    ended = growing.ended()
+    assert (ended.reason, [end.name for end in ended.processes]) == ("completed", ["agent-0", "agent-2"])
+
+
+def test_a_node_that_joined_and_was_lost_or_came_too_late_breaks_nothing(growing):
+    has_ended(growing, ("completed", 0))
+    joined(growing, 1, 1, "failed", 1)
+    joined(growing, 2, 1, "followed", 1)
+    ended = over(growing)
+    assert (ended.reason, [(end.name, end.tolerated) for end in ended.processes]) == (
+        "completed",
+        [("agent-0", False), ("agent-1", True)],
+    )
+
+
+def test_the_first_node_is_the_gangs_whoever_joined(growing):
+    has_ended(growing, ("failed", 1))
+    joined(growing, 1, 1, "followed", 1)
+    ended = over(growing)
+    assert (ended.reason, [end.first for end in ended.processes]) == ("failed", [True])
+
+
+def test_a_supervisors_silence_is_measured_by_the_clock_of_who_looks(tmp_path):
+    pulse = slurm_folder.Pulse(str(tmp_path))
+    assert pulse.silent < 1
+    write(tmp_path / "heartbeat.json", {"t": -1_000_000.0})
+    assert (pulse.silent < 1, pulse.beats) == (True, 1)
+
+
 # The next run of a job ------------------------------------------------------------------------------------------------
 
 
@@ -596,13 +682,13 @@ def test_what_a_process_failed_with_in_an_earlier_run_is_over_once_it_opens_agai
 
 def test_a_supervisor_of_an_earlier_run_may_live_until_it_said_so_or_is_known_to_be_gone(tmp_path):
     record = tmp_path / "node"
-    assert not worker._may_live(str(record))
+    assert not slurm_folder.may_live(str(record))
     here = {"host": context.host(), "boot_id": hostprocs.boot_id()}
     write(record / "started.json", {**here, "pid": os.getpid(), "start_time": hostprocs.start_time(os.getpid())})
-    assert worker._may_live(str(record))
+    assert slurm_folder.may_live(str(record))
     write(record / "started.json", {**here, "pid": os.getpid(), "start_time": -1})
-    assert not worker._may_live(str(record))
+    assert not slurm_folder.may_live(str(record))
     write(record / "started.json", {**here, "host": "elsewhere", "pid": 1, "start_time": 1})
-    assert worker._may_live(str(record))
+    assert slurm_folder.may_live(str(record))
     write(record / "final.json", {})
-    assert not worker._may_live(str(record))
+    assert not slurm_folder.may_live(str(record))

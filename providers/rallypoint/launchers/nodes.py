@@ -7,6 +7,7 @@ lost ends the others, unless its roles can do without it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,17 @@ class Shape:
             for role in gang.roles
         }
         return cls(nodes=tuple(parts), roles=roles, anchored=any(role.ports for role in gang.roles))
+
+    def part(self, numbers: Sequence[int]) -> Shape:
+        """Return the shape of some of the nodes: the others have not come, or are not asked about.
+
+        Args:
+            numbers: Their numbers.
+        """
+        nodes = tuple(self.nodes[number] for number in numbers)
+        present = Counter(role for node in nodes for role in node.values())
+        roles = {name: replace(role, count=present[name]) for name, role in self.roles.items()}
+        return replace(self, nodes=nodes, roles=roles)
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as a JSON object."""

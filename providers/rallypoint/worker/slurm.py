@@ -2,13 +2,9 @@
 
 The batch script ends in `Batch` on the job's first node. It starts a supervisor on every node with srun, and ends all
 of them when one has failed, when somebody cancels the attempt, or shortly before the job's time is over. Then, and
-after a node was lost, it puts the job back into the queue; Slurm does so itself with a job that it preempts. Each *run*
-of the job has a folder of its own in the attempt's, which all nodes share:
-
-``job.json``          the job that the attempt is: of two that were submitted one runs, and the other ends at once
-``i<run>/run.json``   its nodes
-``i<run>/nodes/<n>/`` a node's record, as the supervisor keeps it
-``end.json``          the last word: no further run follows
+after a node was lost, it puts the job back into the queue; Slurm does so itself with a job that it preempts. An elastic
+gang has further nodes from an array of jobs beside it: see `rallypoint.worker.slurm_growth`, and for what everybody
+writes down, `rallypoint.worker.slurm_folder`.
 """
 
 from __future__ import annotations
@@ -23,32 +19,29 @@ import sys
 import time
 from typing import Any
 
-from rallypoint.worker import context, hostprocs, probe
+from rallypoint.worker import context, probe
+from rallypoint.worker import slurm_folder as shared
 from rallypoint.worker.network import address_towards
+from rallypoint.worker.slurm_folder import (
+    CANCEL,
+    COMPLETED,
+    END,
+    FOLLOWED,
+    HOST_LOST,
+    JOB,
+    TERMINATED,
+    TICK,
+    TIME_LIMIT,
+)
+from rallypoint.worker.slurm_growth import Growth, Joining, cancel_waiting, close, submitted, unblocked
 from rallypoint.worker.supervisor import Supervisor, read_json, write_json
 
-JOB, END, RUN, CANCEL = "job.json", "end.json", "run.json", "cancel.json"
-SETTINGS = "slurm.json"  # what the launcher tells the job
-PLACEMENTS = "placements.json"  # the processes of every node, for each number of nodes that the job may get
-TIME_LIMIT, FOLLOWED, COMPLETED, TERMINATED = "time limit", "followed", "completed", "terminated"
-HOST_LOST = "host lost"
-TICK = 0.5  # seconds
-STALE = 45.0  # seconds without a heartbeat after which a supervisor of an earlier run counts as gone
 LAST_WAIT = 300.0  # seconds in which Slurm has to end a job that it or this one has given up
 REFUSED_WAIT = 30.0  # seconds, likewise, where it does not take the job back
 _WARNING, _WAKE = signal.SIGUSR1, signal.SIGUSR2
 _SIGNALS = {signal.SIGTERM, _WARNING, _WAKE}
+_NODE = [sys.executable, "-m", "rallypoint.worker.slurm", "node"]
 _RANK_LOG = re.compile(r"rank-\d+\.r(\d+)\.log")
-
-
-def run_folder(folder: str, number: int) -> str:
-    """Return the folder of one run of the job."""
-    return os.path.join(folder, f"i{number}")
-
-
-def node_folder(run: str, node: int) -> str:
-    """Return the folder of a node's record in a run."""
-    return os.path.join(run, "nodes", str(node))
 
 
 class Batch:
@@ -63,16 +56,14 @@ class Batch:
         self.job = os.environ["SLURM_JOB_ID"]
         self.number = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-        self.settings: dict[str, Any] = read_json(self._path(SETTINGS)) or {}
-        self.run_dir = run_folder(folder, self.number)
+        self.settings: dict[str, Any] = read_json(self._path(shared.SETTINGS)) or {}
+        self.run_dir = shared.run_folder(folder, self.number)
+        self._growth: Growth | None = None
         self._asked = ""  # why the nodes were asked to end
         self._ending = False  # whether Slurm itself ends this job
 
     def run(self) -> int:
         """Run the gang, once, and say how this run of the job ends."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        for number in (_WARNING, _WAKE):
-            signal.signal(number, signal.SIG_DFL)  # the script ignores them; what this one starts does not
         if not self._claim() or os.path.exists(self._path(END)):
             return 0
         if self._cancelled():
@@ -81,13 +72,20 @@ class Batch:
             words = f"the job was put back into the queue {self.number} times, and requeue={self.settings['requeue']}"
             return self._end("requeued too often", words)
         if self.number:
-            self._end_earlier(run_folder(self.folder, self.number - 1))
+            self._end_earlier(shared.run_folder(self.folder, self.number - 1))
         elif reason := _lacks(self.settings):
             return self._end("preflight", f"on {context.host()} {reason}")
         os.makedirs(self.run_dir, exist_ok=True)
-        run = {"v": 1, "nodes": self.nodes, "hosts": os.environ.get("SLURM_JOB_NODELIST", ""), "t": time.time()}
-        write_json(os.path.join(self.run_dir, RUN), run)
+        rounds = max(self.number, 1 + _last_round(self._path("logs"))) if self.number else 0
+        hosts = os.environ.get("SLURM_JOB_NODELIST", "")
+        run = {"v": 1, "nodes": self.nodes, "hosts": hosts, "rounds": rounds, "t": time.time()}
+        write_json(os.path.join(self.run_dir, shared.RUN), run)
+        if request := self.settings.get("grows"):
+            self._growth = Growth(self.folder, self.number, nodes=self.nodes, **request)
         self._watch(self._start())
+        if self._growth:
+            good = all(reason == COMPLETED for reason in self._reasons())
+            self._growth.close(good=good, wait=not self._ending)
         return self._conclude()
 
     def _claim(self) -> bool:
@@ -97,39 +95,22 @@ class Batch:
         except FileExistsError:
             owner = read_json(self._path(JOB)) or {}
             if str(owner.get("job")) != self.job:
-                _say(f"the job {owner.get('job')} runs this attempt already: nothing is left to do")
+                shared.say(f"the job {owner.get('job')} runs this attempt already: nothing is left to do")
                 return False
         return True
 
     def _end_earlier(self, run: str) -> None:
         """Wait until nothing of the run before lives: a node that Slurm lost may still compute."""
-        for node in range(int((read_json(os.path.join(run, RUN)) or {}).get("nodes", 0))):
-            record = node_folder(run, node)
-            seen, since = None, time.monotonic()
-            while _may_live(record):
-                _ask_end(record, {"reason": FOLLOWED, "grace": 5.0})
-                beat = (read_json(os.path.join(record, "heartbeat.json")) or {}).get("t")
-                if beat != seen:
-                    seen, since = beat, time.monotonic()
-                if time.monotonic() - since > STALE:
-                    break
-                time.sleep(TICK)
+        close(run, good=False)
+        cancel_waiting(submitted(run))
+        shared.end_all([record for starts in shared.records(run).values() for record in starts])
 
     def _start(self) -> subprocess.Popen[bytes]:
-        words = ["srun", f"--nodes={self.nodes}", f"--ntasks={self.nodes}", "--ntasks-per-node=1"]
-        words += ["--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--input=none"]
-        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-            words.append(f"--cpus-per-task={cpus}")  # srun no longer takes it from its job
+        words = _srun(self.nodes)
         if not self.settings["together"]:
             words.append("--no-kill")
-        words += [sys.executable, "-m", "rallypoint.worker.slurm", "node", self.folder, str(self.number)]
-        rounds = str(max(self.number, 1 + _last_round(self._path("logs")))) if self.number else "0"
-        return subprocess.Popen(
-            words,
-            env={**os.environ, context.ROUNDS: rounds, context.INCARNATION: str(self.number)},
-            stdin=subprocess.DEVNULL,
-            preexec_fn=_unblocked,  # one thread  # noqa: PLW1509
-        )
+        words += [*_NODE, self.folder, str(self.number)]
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=unblocked)  # one thread  # noqa: PLW1509
 
     def _watch(self, srun: subprocess.Popen[bytes]) -> None:
         while srun.poll() is None:
@@ -138,10 +119,12 @@ class Batch:
             if cancel := self._cancelled():
                 self._ask("cancelled", cancel)
             elif received and received.si_signo == _WARNING:
-                _say("the job's time is nearly over: the processes are asked to save their state and end")
+                shared.say("the job's time is nearly over: the processes are asked to save their state and end")
                 self._ask(TIME_LIMIT, {"grace": float(self.settings["grace"])})
             elif self.settings["together"] and any(reason not in {None, COMPLETED} for reason in self._reasons()):
                 self._ask(FOLLOWED, {"grace": float(self.settings["failed_grace"])})
+            elif self._growth and not self._asked and not self._ending:
+                self._growth.look()
 
     def _ask(self, reason: str, request: dict[str, Any]) -> None:
         """Ask every node to end; the first reason counts."""
@@ -149,10 +132,12 @@ class Batch:
             return
         self._asked = reason
         for node in range(self.nodes):
-            record = node_folder(self.run_dir, node)
-            if self._reason(node) is None:
+            record = shared.node_folder(self.run_dir, node)
+            if shared.reason_of(record) is None:
                 os.makedirs(record, exist_ok=True)
-                _ask_end(record, {"message": "", **request, "reason": reason})
+                shared.ask_end(record, {**request, "reason": reason})
+        for record in self._growth.joined() if self._growth else []:
+            shared.ask_end(record, {**request, "reason": reason})
 
     def _conclude(self) -> int:
         """Put the job back into the queue where a further run helps; else say the last word."""
@@ -163,7 +148,7 @@ class Batch:
             return self._end("cancelled", str((self._cancelled() or {}).get("message", "")))
         if self._ending or (self._asked in {"", FOLLOWED} and TERMINATED in reasons):
             # Slurm preempts the job, or somebody ends it. How, it says itself, and only of a job that is still there.
-            _say("Slurm has asked the processes to end: waiting for the job's end")
+            shared.say("Slurm has asked the processes to end: waiting for the job's end")
             self._wait_for_the_end()
             return self._end("", "")
         # A node without a last word was lost. What a gang can do without, the orchestrator's side knows.
@@ -172,7 +157,7 @@ class Batch:
             done = subprocess.run(["scontrol", "requeue", self.job], capture_output=True, text=True, check=False)
             # Where it is refused, Slurm may be about to do it itself.
             self._wait_for_the_end(LAST_WAIT if done.returncode == 0 else REFUSED_WAIT)
-            _say(f"the job could not be put back into the queue: {done.stderr.strip()}")
+            shared.say(f"the job could not be put back into the queue: {done.stderr.strip()}")
         if lost and self._asked != TIME_LIMIT:
             numbers = ", ".join(str(number) for number, reason in enumerate(reasons) if reason is None)
             return self._end(HOST_LOST, f"node {numbers} of {os.environ.get('SLURM_JOB_NODELIST')} left no last word")
@@ -194,11 +179,7 @@ class Batch:
         return 0 if good or reason == "cancelled" else 1
 
     def _reasons(self) -> list[str | None]:
-        return [self._reason(node) for node in range(self.nodes)]
-
-    def _reason(self, node: int) -> str | None:
-        final = read_json(os.path.join(node_folder(self.run_dir, node), "final.json"))
-        return None if final is None else str(final.get("reason"))
+        return [shared.reason_of(shared.node_folder(self.run_dir, node)) for node in range(self.nodes)]
 
     def _cancelled(self) -> dict[str, Any] | None:
         return read_json(self._path(CANCEL))
@@ -207,32 +188,61 @@ class Batch:
         return os.path.join(self.folder, *parts)
 
 
-def node(folder: str, number: int) -> int:
-    """Supervise this node's processes in one run of the job."""
-    mine, count = int(os.environ["SLURM_PROCID"]), os.environ["SLURM_STEP_NUM_TASKS"]
-    run = run_folder(folder, number)
-    record = node_folder(run, mine)
+def join(folder: str, number: int) -> int:
+    """Be one more node of a run, in a job of its own."""
+    if reason := _lacks(read_json(os.path.join(folder, shared.SETTINGS)) or {}):
+        shared.say(f"{context.host()} cannot join: {reason}")
+        return 1
+    return Joining(folder, number, _SIGNALS).run([*_srun(1), *_NODE])
+
+
+def node(folder: str, number: int, mine: int, start: int = 0) -> int:
+    """Supervise this node's processes in one run of the job.
+
+    Args:
+        folder: The attempt's folder.
+        number: The number of the run.
+        mine: The node's number.
+        start: Which start it is, of a node that joined the run; 0 for a node of the job itself.
+    """
+    run = shared.run_folder(folder, number)
+    record = shared.node_folder(run, mine, start)
+    earlier = sum(len(shared.records(shared.run_folder(folder, each)).get(mine, [])) for each in range(number + 1))
+    os.environ[context.INCARNATION] = str(earlier - os.path.isdir(record))
     os.makedirs(record, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.symlink(os.path.join(folder, "logs"), os.path.join(record, "logs"))
-    settings = read_json(os.path.join(folder, SETTINGS)) or {}
-    spec = (read_json(os.path.join(folder, PLACEMENTS)) or {})[count][mine]
-    meeting = {"file": os.path.join(run, "meeting.json"), "leads": mine == 0, "timeout": settings["meeting_timeout"]}
+    settings = read_json(os.path.join(folder, shared.SETTINGS)) or {}
+    spec = (read_json(os.path.join(folder, shared.PLACEMENTS)) or {})["nodes"][mine]
+    meeting = {"file": os.path.join(run, shared.MEETING), "leads": mine == 0, "timeout": settings["meeting_timeout"]}
     more = {"meeting": meeting, "grace": settings["failed_grace"], "py_spy": _py_spy()}
     write_json(os.path.join(record, "processes.json"), {**spec, **more})
-    os.environ[context.ADDRESS] = _address()
+    os.environ[context.ROUNDS] = str((read_json(os.path.join(run, shared.RUN)) or {})["rounds"])
+    os.environ[context.ADDRESS] = _address((read_json(meeting["file"]) or {}).get("host") if start else None)
     os.environ[context.RUN_DIR] = record
     lock = os.open(os.path.join(record, "supervisor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     Supervisor(record).run()
-    final = read_json(os.path.join(record, "final.json")) or {}
-    return 0 if final.get("reason") == COMPLETED else 1
+    return 0 if shared.reason_of(record) == COMPLETED else 1
 
 
-def _address() -> str:
-    """Return this node's address as the others reach it: where it sends what is for the first node."""
+def _srun(nodes: int) -> list[str]:
+    """Return the command that starts one process on each of a job's nodes."""
+    words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    words += ["--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--input=none"]
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+        words.append(f"--cpus-per-task={cpus}")  # srun no longer takes it from its job
+    return words
+
+
+def _address(first: str | None) -> str:
+    """Return this node's address as the others reach it: where it sends what is for the first node.
+
+    Args:
+        first: The first node's address, for a node that joined; the others are told by srun, which runs there.
+    """
     try:
-        return address_towards(os.environ.get("SLURM_LAUNCH_NODE_IPADDR", ""))
+        return address_towards(first or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", ""))
     except OSError:
         return context.host()
 
@@ -240,21 +250,6 @@ def _address() -> str:
 def _py_spy() -> str | None:
     path = os.path.join(os.path.dirname(sys.executable), "py-spy")
     return path if os.access(path, os.X_OK) else None
-
-
-def _ask_end(record: str, request: dict[str, Any]) -> None:
-    with contextlib.suppress(FileExistsError):
-        write_json(os.path.join(record, CANCEL), {"v": 1, "t": time.time(), **request}, exclusive=True)
-
-
-def _may_live(record: str) -> bool:
-    """Return whether a supervisor may be running: it started, said no last word, and is not known to be gone."""
-    started = read_json(os.path.join(record, "started.json"))
-    if started is None or os.path.exists(os.path.join(record, "final.json")):
-        return False
-    if started.get("host") == context.host() and started.get("boot_id") == hostprocs.boot_id():
-        return hostprocs.start_time(int(started["pid"])) == started.get("start_time")
-    return True
 
 
 def _last_round(logs: str) -> int:
@@ -278,14 +273,16 @@ def _lacks(settings: dict[str, Any]) -> str:
     return f"there is no file {files[0]}: put the script where all nodes see it" if files else ""
 
 
-def _unblocked() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
-
-
-def _say(text: str) -> None:
-    print(f"rallypoint: {text}", flush=True)  # noqa: T201 - the job's own log
+def main(command: str, folder: str, *numbers: str) -> int:
+    """Be what a job, an element of its array or a node of it starts, and return the exit code."""
+    if command == "node":
+        run, *mine = map(int, numbers)
+        return node(folder, run, *(mine or [int(os.environ["SLURM_PROCID"])]))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in (_WARNING, _WAKE):
+        signal.signal(number, signal.SIG_DFL)  # the script ignores them; what this one starts does not
+    return Batch(folder).run() if command == "batch" else join(folder, int(numbers[0]))
 
 
 if __name__ == "__main__":
-    command, *arguments = sys.argv[1:]
-    sys.exit(Batch(arguments[0]).run() if command == "batch" else node(arguments[0], int(arguments[1])))
+    sys.exit(main(*sys.argv[1:]))

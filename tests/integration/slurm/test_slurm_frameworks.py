@@ -8,9 +8,11 @@ import tempfile
 from datetime import timedelta
 
 import pytest
+from spark_head import SMALL, ready
 
-from rallypoint import DaskJob, Function, RayTune, Resources, Script, TorchElastic, search
+from rallypoint import DaskJob, Function, RayTune, Resources, Script, SparkJob, TensorFlowJob, TorchElastic, search
 from rallypoint.frameworks.ray.cluster import RayCluster
+from rallypoint.frameworks.spark.cluster import SparkCluster
 from rallypoint.spec.failure import Kind
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.rule import State
@@ -72,6 +74,34 @@ def learn(folder, *, width):
         file.write(f"{width} {os.environ.get('SLURM_JOB_ID')}\n")
     rallypoint.stage().report(step=1, total=1, loss=float(width))
     return {"width": width}
+
+
+def count(spark):
+    """Count rows, and return on which nodes of Slurm the executors did it."""
+
+    def node(_):
+        import os
+
+        return os.environ.get("SLURMD_NODENAME")
+
+    rows = spark.range(1000).repartition(4).count()
+    return {"rows": rows, "nodes": spark.sparkContext.parallelize(range(4), 2).map(node).distinct().collect()}
+
+
+def sum_up(strategy):
+    """Add one of every replica, and return the sum with where the workers are."""
+    import json
+    import os
+
+    import tensorflow as tf
+
+    @tf.function
+    def add():
+        return tf.distribute.get_replica_context().all_reduce("sum", tf.constant(1.0))
+
+    total = float(strategy.experimental_local_results(strategy.run(add))[0])
+    workers = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+    return {"total": total, "workers": len(set(workers)), "nodes": os.environ["SLURM_JOB_NODELIST"]}
 
 
 def total(client):
@@ -159,3 +189,29 @@ async def test_dask_runs_as_a_job(engine_on, launcher, followed):
     update, _ = await followed(engine, started.attempt)
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
     assert update.outcome.result == 6
+
+
+async def test_a_spark_job_runs_on_a_cluster_that_slurm_runs(engine_on, launcher, followed, slurm):
+    service = engine_on(launcher, "cluster")
+    cluster = await service.start(SparkCluster(workers=1, **SMALL), Request(owner="try-1"))
+    try:
+        address = await ready(service, cluster)
+        assert slurm.nodes_of(cluster.attempt.record.id) == "n[1-2]"
+        job = SparkJob(Function(count, by_value=True), master=address, driver_memory="512m", executor_memory="512m")
+        started = await engine_on(launcher, "count").start(job, Request(owner="try-1"))
+        update, _ = await followed(engine_on(launcher, "count"), started.attempt)
+        assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+        assert update.outcome.result == {"rows": 1000, "nodes": ["n2"]}  # the master is on the first node
+    finally:
+        await service.cancel(cluster.attempt.record.number, owner=None, why="the test is over")
+    assert (await service.inspect(cluster.attempt.record.number)).state is State.CANCELLED
+
+
+async def test_workers_of_tensorflow_on_two_nodes_reduce_together(engine_on, launcher, followed):
+    engine = engine_on(launcher)
+    call = Function(sum_up, by_value=True)
+    job = TensorFlowJob(call, strategy="multi_worker_mirrored", workers=2, communication="ring", join_timeout=120.0)
+    started = await engine.start(job, Request(owner="try-1"))
+    update, _ = await followed(engine, started.attempt)
+    assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+    assert update.outcome.result == {"total": 2.0, "workers": 2, "nodes": "n[1-2]"}

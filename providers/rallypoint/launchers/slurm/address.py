@@ -57,7 +57,8 @@ class Ask:
         constraint: Features of the nodes, such as ``a100&nvlink``.
         gres: Generic resources of each node, such as ``gpu:a100:4``; by default the GPUs that the processes ask for.
         time: Its time limit, such as ``90`` (minutes), ``12:00:00`` or ``2-00:00:00``; the partition's by default.
-        nodes: Nodes, ``"4"``, or ``"2-8"`` where the gang is elastic; by default one for each process.
+        nodes: Nodes, ``"4"``, or ``"2-8"`` where the gang is elastic; by default one for each process, and an elastic
+            gang's own range.
         reservation: A reservation to use.
         requeue: How often the job may go back into the queue and continue from its checkpoint: shortly before its time
             limit, after it was preempted, or when a node was lost. 0 ends the attempt each time, as a failure that the

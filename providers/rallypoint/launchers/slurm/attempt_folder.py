@@ -11,9 +11,9 @@ from rallypoint.launchers.base import Phase, ProcessEnd, Status
 from rallypoint.launchers.nodes import FOLLOWED, NodeState, Shape, Verdict, merge
 from rallypoint.launchers.run_folder import read_record
 from rallypoint.launchers.slurm.states import Meaning
-from rallypoint.launchers.slurm.submission import SHAPES
+from rallypoint.launchers.slurm.submission import SHAPE
 from rallypoint.launchers.supervised import GRACE, ask_end, status_of, write_whole
-from rallypoint.worker import slurm
+from rallypoint.worker import slurm_folder as slurm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +124,7 @@ class AttemptFolder:
         """Ask every node of the newest run to end."""
         last = self._last_run()
         if last is not None:
-            for record in self._records(last):
+            for record in self._records(last).values():
                 if record.is_dir() and not (record / "final.json").exists():
                     ask_end(record, grace=GRACE, reason=FOLLOWED, message=message)
 
@@ -137,12 +137,17 @@ class AttemptFolder:
         numbers = [int(path.name[1:]) for path in self.path.glob("i*") if path.name[1:].isdigit()]
         return max(numbers, default=None)
 
-    def _records(self, run: int) -> list[Path]:
-        folder = Path(slurm.run_folder(str(self.path), run))
-        about = read_record(folder, slurm.RUN) or {}
-        nodes = about.get("nodes")
-        count = nodes if isinstance(nodes, int) else 0
-        return [Path(slurm.node_folder(str(folder), number)) for number in range(count)]
+    def _records(self, run: int) -> dict[int, Path]:
+        """Return the record of each node of a run: the job's own nodes, and those that joined it and have begun."""
+        folder = slurm.run_folder(str(self.path), run)
+        nodes = (read_record(Path(folder), slurm.RUN) or {}).get("nodes")
+        if not isinstance(nodes, int):
+            return {}
+        found = {number: Path(slurm.node_folder(folder, number)) for number in range(nodes)}
+        for number, starts in slurm.records(folder).items():
+            begun = [path for path in starts if slurm.has_begun(path)]
+            found |= {number: Path(begun[-1])} if begun else {}
+        return dict(sorted(found.items()))
 
     def _verdict(self, run: int, *, young: bool = False) -> Verdict | None:
         """Return what the nodes' records say of a run; None if it has none.
@@ -151,14 +156,18 @@ class AttemptFolder:
             run: Its number.
             young: Whether a node that has not begun may still come.
         """
-        records = self._records(run)
-        known = (read_record(self.path, SHAPES) or {}).get(str(len(records)))
+        records, known = self._records(run), read_record(self.path, SHAPE)
         if not records or known is None:
             return None
-        states = [
-            NodeState(host=f"node {number}", status=_status(each, young=young)) for number, each in enumerate(records)
-        ]
-        return merge(Shape.from_json(known), states)
+        shape = Shape.from_json(known)
+        states = {
+            number: NodeState(host=f"node {number}", status=_status(each, young=young))
+            for number, each in records.items()
+            if number < len(shape.nodes)
+        }
+        # A node that joined and was ended with the others, or came too late to do anything, has no say.
+        nodes = {number: each for number, each in states.items() if not _joined(records[number]) or not _followed(each)}
+        return merge(shape.part([*nodes]), [*nodes.values()])
 
     def _log(self) -> str:
         """Return the end of the batch script's own log, for what went wrong before anything of ours ran."""
@@ -176,6 +185,14 @@ def _by_slurm(found: Meaning, ends: tuple[ProcessEnd, ...], message: str) -> Sta
     if found in {Meaning.FAILED, Meaning.COMPLETED}:
         return Status(Phase.ENDED, "preflight" if _NO_PYTHON in message else "error", ends, message)
     return Status(Phase.ENDED, found.value, ends, message)
+
+
+def _joined(record: Path) -> bool:
+    return "." in record.name
+
+
+def _followed(node: NodeState) -> bool:
+    return node.status.phase is Phase.ENDED and node.status.reason == FOLLOWED
 
 
 def _status(record: Path, *, young: bool) -> Status:

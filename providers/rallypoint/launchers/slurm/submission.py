@@ -14,7 +14,7 @@ from rallypoint.launchers.placement import Node, members, place_on
 from rallypoint.launchers.supervised import GRACE
 from rallypoint.spec.shipment import ARCHIVE
 from rallypoint.worker import context
-from rallypoint.worker.slurm import PLACEMENTS, SETTINGS
+from rallypoint.worker.slurm_folder import PLACEMENTS, SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rallypoint.launchers.slurm.address import Ask
     from rallypoint.spec.gang import Gang
 
-SCRIPT_NAME, SHAPES = "job.sh", "shapes.json"
+SCRIPT_NAME, SHAPE = "job.sh", "shape.json"
 SETUP, ARCHIVE_PATH = "RALLYPOINT_SETUP", "RALLYPOINT_ARCHIVE"
 # The same for every job: what differs comes as arguments and variables, so nothing has to be quoted.
 SCRIPT = b"""#!/bin/bash
@@ -34,24 +34,26 @@ exec "$@"
 MEETING_TIMEOUT = 600.0  # seconds within which the first node has to say where it is
 _MARGIN = 15.0  # of the warning's seconds, those in which the records are written and the job is put back
 _MEBIBYTE = 1 << 20
-_MOST_SIZES = 256  # of an elastic gang: each has its own placement
 
 
 def node_range(gang: Gang, ask: Ask) -> tuple[int, int]:
-    """Return the least and the largest number of nodes that a gang's job may have.
+    """Return the least and the largest number of nodes that a gang may have.
 
     Raises:
-        PreflightError: More nodes are asked for than it has processes, or a range for a gang of one size.
+        PreflightError: More nodes are asked for than it has processes, or a range that is none of the gang's.
     """
-    least, most = sum(role.least for role in gang.roles), sum(role.replicas for role in gang.roles)
+    most = sum(role.replicas for role in gang.roles)
+    # With a second role beside it, more nodes would be other places for the processes that already run.
+    least = gang.roles[0].least if len(gang.roles) == 1 else most
     wanted = ask.range_of_nodes
     if wanted is None:
-        return max(least, most - _MOST_SIZES), most
-    if wanted[1] > most or wanted[1] - wanted[0] > _MOST_SIZES:
+        return least, most
+    if wanted[1] > most:
         msg = f"got nodes={ask.nodes!r} for a gang of {most} processes, expected no more nodes than processes"
         raise PreflightError(msg)
-    if wanted[0] < wanted[1] and least == most:
-        msg = f"got nodes={ask.nodes!r} for a gang of one size, expected one number"
+    if wanted[0] < wanted[1] and (least == most or wanted[0] < least):
+        expected = "one number" if least == most else f"one number, or a range within {least}-{most}"
+        msg = f"got nodes={ask.nodes!r} for a gang of {gang.name}, expected {expected}"
         raise PreflightError(msg)
     return wanted
 
@@ -80,10 +82,9 @@ class Submission:
     python: str
 
     @property
-    def sizes(self) -> range:
-        """The numbers of nodes that the job may get."""
-        least, most = node_range(self.gang, self.ask)
-        return range(least, most + 1)
+    def nodes(self) -> tuple[int, int]:
+        """The nodes of the job, and how many the gang may have together with those that join it."""
+        return node_range(self.gang, self.ask)
 
     @property
     def together(self) -> bool:
@@ -95,14 +96,19 @@ class Submission:
         """How often the job may go back into the queue. A service that came back would have another address."""
         return 0 if self.gang.service else self.ask.requeue
 
-    def placements(self) -> dict[str, Any]:
-        """Return the processes of every node, for each number of nodes that the job may get."""
-        node = Node(run_dir=self.folder, python=self.python, address=None)
-        return {str(size): place_on(self.gang, attempt=self.attempt, nodes=[node] * size) for size in self.sizes}
+    @property
+    def grows(self) -> bool:
+        """Whether nodes may join the gang while it runs: those beyond its job's own, and for one that is lost."""
+        return len(self.gang.roles) == 1 and self.gang.roles[0].elastic and self.nodes[1] > self.gang.roles[0].least
 
-    def shapes(self) -> dict[str, Any]:
-        """Return what the loss of a node means, for each number of nodes that the job may get."""
-        return {str(size): Shape.of(self.gang, size).to_json() for size in self.sizes}
+    def placements(self) -> dict[str, Any]:
+        """Return the processes of every node that the gang may have."""
+        node = Node(run_dir=self.folder, python=self.python, address=None)
+        return {"nodes": place_on(self.gang, attempt=self.attempt, nodes=[node] * self.nodes[1])}
+
+    def shape(self) -> dict[str, Any]:
+        """Return what the loss of a node means."""
+        return Shape.of(self.gang, self.nodes[1]).to_json()
 
     def settings(self) -> dict[str, Any]:
         """Return what the launcher tells its half in the job."""
@@ -116,13 +122,14 @@ class Submission:
             "requires": list(self.gang.requires),
             "pickled_by": self.gang.pickled_by,
             "needs_files": list(self.gang.needs_files),
+            "grows": {"most": self.nodes[1], "request": self.growth()} if self.grows else None,
         }
 
     def files(self) -> dict[str, bytes]:
         """Return what lies in the attempt's folder, in the order in which it is written: the script comes last."""
         records = {
             PLACEMENTS: self.placements(),
-            SHAPES: self.shapes(),
+            SHAPE: self.shape(),
             SETTINGS: self.settings(),
             "gang.json": self.gang.to_json(),
         }
@@ -134,16 +141,28 @@ class Submission:
 
     def sbatch(self) -> list[str]:
         """Return the command that submits the job, as an argument list."""
-        ask, sizes = self.ask, self.sizes
+        more = [
+            f"--output={self.folder}/slurm-%j.log",
+            f"--nodes={self.nodes[0]}",
+            f"--signal=B:USR1@{self.ask.notice}",
+        ]
+        if not self.together:
+            more.append("--no-kill")
+        return ["sbatch", "--parsable", *self._options(), *more, *self.ask.sbatch, *self._job(), "batch", self.folder]
+
+    def growth(self) -> dict[str, list[str]]:
+        """Return how the job itself submits one more node: options of sbatch, and the job without its arguments."""
+        options = [*self._options(), f"--output={self.folder}/more-%A-%a.log", "--nodes=1", *self.ask.sbatch]
+        return {"options": options, "job": self._job()}
+
+    def _options(self) -> list[str]:
+        ask = self.ask
         options = {
             "job-name": self.attempt,
             "comment": self.folder,
             "chdir": f"{self.folder}/work",
-            "output": f"{self.folder}/slurm-%j.log",
             "open-mode": "append",
-            "nodes": f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else str(sizes[0]),
             "ntasks-per-node": "1",
-            "signal": f"B:USR1@{ask.notice}",
             "partition": self.partition,
             "account": ask.account,
             "qos": ask.qos,
@@ -151,14 +170,13 @@ class Submission:
             "time": ask.time,
             "reservation": ask.reservation,
             "export": "ALL",  # of an environment that holds nothing but what the job is to have
-            **_resources(self.gang, sizes[-1], ask),
+            **_resources(self.gang, self.nodes[1], ask),
         }
         words = [f"--{name}={value}" for name, value in options.items() if value]
-        words.append("--requeue" if self.runs_again else "--no-requeue")
-        if not self.together:
-            words.append("--no-kill")
-        job = [f"{self.folder}/{SCRIPT_NAME}", self.python, "-m", "rallypoint.worker.slurm", "batch", self.folder]
-        return ["sbatch", "--parsable", *words, *ask.sbatch, *job]
+        return [*words, "--requeue" if self.runs_again else "--no-requeue"]
+
+    def _job(self) -> list[str]:
+        return [f"{self.folder}/{SCRIPT_NAME}", self.python, "-m", "rallypoint.worker.slurm"]
 
     def environment(self, path: str) -> dict[str, str]:
         """Return the variables of the job beside those of Slurm's commands, its secrets among them.

@@ -1,0 +1,225 @@
+"""An elastic gang on Slurm: it starts on the nodes it needs, and an array beside its job lets it grow."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from rallypoint import Script, TorchElastic
+from rallypoint.launchers.base import Cursor, Phase
+from rallypoint.launchers.slurm import SlurmLauncher
+from rallypoint.launchers.slurm.states import Meaning
+from rallypoint.spec.gang import Gang, Macro, Role
+from rallypoint.spec.shipment import ARCHIVE, archive
+from rallypoint.stages.attempt import Request
+from rallypoint.stages.news import Narrator
+from rallypoint.stages.rule import State
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+INTERVAL = timedelta(seconds=0.3)
+SLOW = 150.0  # seconds that a machine with much else to do may take for a rendezvous and its ranks' imports
+
+# Data-parallel training that goes on until somebody says that it is enough, with a checkpoint at every step.
+TRAIN = """
+    import sys, time
+    from datetime import timedelta
+    from pathlib import Path
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    import rallypoint
+
+    enough = Path(sys.argv[1])
+    stage = rallypoint.stage()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=5))
+    model = DistributedDataParallel(torch.nn.Linear(2, 1))
+    checkpoint = stage.latest_checkpoint()
+    step = int(Path(checkpoint, "step").read_text()) if checkpoint else 0
+    while True:
+        model(torch.ones(4, 2)).square().mean().backward()
+        step += 1
+        stage.save_checkpoint(lambda folder: Path(folder, "step").write_text(str(step)), step=step)
+        over = torch.tensor(float(enough.exists()))
+        dist.all_reduce(over, op=dist.ReduceOp.MAX)
+        if over:
+            break
+        time.sleep(0.1)
+    stage.result({"world": stage.world_size})
+    dist.destroy_process_group()
+"""
+QUICK = {"keep_alive_interval": "1", "keep_alive_max_attempt": "3", "last_call_timeout": "2", "read_timeout": "10"}
+
+# Each start leaves a line: which process, on which node. It ends when it is told to, with that exit code.
+WAIT = """
+    import os, sys, time
+    from pathlib import Path
+
+    here, name = Path(sys.argv[1]), os.environ["RALLYPOINT_PROCESS"]
+    with open(here / "starts", "a") as file:
+        file.write(f"{name} {os.environ['SLURMD_NODENAME']}\\n")
+    while True:
+        for told in (here / "end", here / f"end-{name}"):
+            if told.exists():
+                code = int(told.read_text())
+                if told.name != "end":
+                    told.unlink()
+                sys.exit(code)
+        time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def elastic(script, tmp_path):
+    """Makes an elastic gang of processes that wait to be told."""
+
+    def make(least, most):
+        argv = (Macro.PYTHON, "-m", "rallypoint.worker", "script", script(WAIT), str(tmp_path))
+        role = Role(name="p", argv=argv, replicas=most, min_replicas=least)
+        return Gang(name="test", roles=(role,), files={ARCHIVE: archive()})
+
+    return make
+
+
+@pytest.fixture
+def starts(tmp_path):
+    path = tmp_path / "starts"
+    return lambda: path.read_text().splitlines() if path.exists() else []
+
+
+def say_end(folder, code=0, name=""):
+    draft = folder / "draft"
+    draft.write_text(str(code))
+    draft.rename(folder / (f"end-{name}" if name else "end"))
+
+
+def drain(slurm, node):
+    slurm.command("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=kept for others")
+
+
+async def ended(launcher, handle, until, deadline=SLOW):
+    async def look():
+        status = await launcher.poll(handle)
+        return status if status.phase is not Phase.RUNNING else None
+
+    return await until(look, deadline=deadline)
+
+
+async def test_a_training_grows_when_there_is_a_node_loses_it_and_grows_again(
+    engine_on, launcher, script, until, slurm, tmp_path
+):
+    drain(slurm, "n2")
+    folder, engine = tmp_path / "runs", engine_on(launcher)
+    job = TorchElastic(
+        Script(script(TRAIN), [str(tmp_path / "enough")]),
+        nnodes="1:2",
+        nproc_per_node=1,
+        max_restarts=20,
+        rdzv_conf=QUICK,
+        rdzv_timeout=60,
+    )
+    started = await engine.start(job, Request(owner="try-1"))
+    last, said = {}, []
+
+    async def watch():
+        narrator = Narrator()
+        async for update in engine.watch(started.attempt, interval=INTERVAL):
+            last.update(view=update.view, outcome=update.outcome)
+            said.extend(str(news) for news in narrator.tell(update))
+
+    def states():
+        return sorted(slurm.jobs(folder / started.attempt.record.id))
+
+    def trains(size):
+        return last and [world.size for world in last["view"].worlds][-1:] == [size]
+
+    watching = asyncio.create_task(watch())
+    try:
+        await until(lambda: trains(1), deadline=SLOW)
+        await until(lambda: states() == ["PENDING", "RUNNING"])
+        slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+        await until(lambda: trains(2), deadline=SLOW)
+        slurm.kill_node("n2")
+        slurm.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=it died")
+        await until(lambda: trains(1), deadline=SLOW)
+        await until(lambda: states() == ["PENDING", "RUNNING"])
+        slurm.ensure_node("n2")
+        await until(lambda: trains(2), deadline=SLOW)
+        (tmp_path / "enough").touch()
+        await until(lambda: last["outcome"], deadline=SLOW)
+    finally:
+        watching.cancel()
+        if "drain" in slurm.node_state("n2"):
+            slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+    assert last["outcome"].state is State.SUCCEEDED, last["outcome"].failure.render()
+    assert last["outcome"].result == {"world": 2}
+    assert [line.partition(" (")[0] for line in said if line.startswith("world size")] == [
+        "world size 1 → 2",
+        "world size 2 → 1",
+        "world size 1 → 2",
+    ]
+    assert (await engine.ledger.last()).record.number == 1
+    await until(lambda: states() == ["COMPLETED", "COMPLETED"])
+
+
+async def test_a_cancel_ends_the_job_what_joined_it_and_what_waits(
+    uri, elastic, starts, until, slurm, tmp_path, jobs_left
+):
+    launcher = SlurmLauncher.from_uri(uri(sbatch="--exclusive"))
+    handle = await launcher.launch(elastic(1, 3), "rp-parts-1")
+    await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
+    assert (await launcher.find("rp-parts-1")).details["job"] == handle.details["job"]
+    logs = {chunk.process async for chunk in launcher.logs(handle, Cursor())}
+    assert logs <= {"p-0", "p-1"}
+    await until(lambda: "PENDING" in slurm.jobs(tmp_path / "runs" / "rp-parts-1"))
+    await launcher.cancel(handle, timedelta(seconds=5))
+    assert (await launcher.poll(handle)).reason == "cancelled"
+    await until(lambda: not jobs_left())
+    await until(lambda: nothing_is_there(launcher, "rp-parts-1"))
+
+
+async def nothing_is_there(launcher, attempt):
+    return all(job.meaning is not Meaning.THERE for job in await launcher._jobs_of(attempt))
+
+
+async def test_a_node_that_joined_and_failed_joins_again(launcher, elastic, starts, until, tmp_path):
+    handle = await launcher.launch(elastic(1, 2), "rp-again-1")
+    await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
+    say_end(tmp_path, 1, "p-1")
+    await until(lambda: starts().count("p-1 n2") == 2, deadline=SLOW)
+    assert (await launcher.poll(handle)).phase is Phase.RUNNING
+    say_end(tmp_path)
+    status = await ended(launcher, handle, until)
+    assert status.reason == "completed", status
+    assert [(end.name, end.exit_code) for end in status.processes] == [("p-0", 0), ("p-1", 0)]
+
+
+async def test_a_gang_that_fails_ends_what_joined_it(launcher, elastic, starts, until, tmp_path, jobs_left):
+    handle = await launcher.launch(elastic(1, 2), "rp-first-1")
+    await until(lambda: len(starts()) == 2, deadline=SLOW)
+    say_end(tmp_path, 3, "p-0")
+    status = await ended(launcher, handle, until)
+    assert (status.reason, [end.name for end in status.processes if end.first]) == ("failed", ["p-0"]), status
+    await until(lambda: not jobs_left())
+    await until(lambda: nothing_is_there(launcher, "rp-first-1"))
+
+
+async def test_after_the_first_node_died_the_job_starts_on_the_one_that_had_joined_it(
+    uri, elastic, starts, until, slurm, tmp_path
+):
+    """The job waits for a node, and what had joined it gives its own back."""
+    launcher = SlurmLauncher.from_uri(uri(sbatch="--exclusive"))
+    handle = await launcher.launch(elastic(1, 2), "rp-head-1")
+    await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
+    slurm.kill_node("n1")
+    slurm.command("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=it died")
+    await until(lambda: "p-0 n2" in starts(), deadline=SLOW)
+    slurm.ensure_node("n1")
+    await until(lambda: "p-1 n1" in starts(), deadline=SLOW)
+    say_end(tmp_path)
+    status = await ended(launcher, handle, until)
+    assert status.reason == "completed", status
+    assert [(end.name, end.exit_code) for end in status.processes] == [("p-0", 0), ("p-1", 0)]
+    assert sorted(starts()) == ["p-0 n1", "p-0 n2", "p-1 n1", "p-1 n2"]
