@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from rallypoint.worker import faults, hostprocs, variables
 from rallypoint.worker.ports import EVERYWHERE, free_ports
+from rallypoint.worker.silence import Silence
 
 if TYPE_CHECKING:
     from rallypoint.worker.lease import LeaseWatch
@@ -57,6 +58,7 @@ class Supervisor:
         self._may_lose: dict[str, int] = dict(self.spec.get("may_lose") or {})
         self.tolerated: set[str] = set()
         self._last_beat = 0.0
+        self._silence = Silence(run_dir, self.spec["events_dir"], self.spec["stall_timeout"])
         self._uploader: int | None = None  # uploads the logs, and outlives this process by some seconds
         self._pid = os.getpid()
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -199,8 +201,7 @@ class Supervisor:
             if lease is not None and lease.expired:
                 self._terminate(float(self.spec["grace"]))
                 return "lease expired", f"nobody renewed its lease for {lease.seconds:g} s"
-            stalled = self._silent_for()
-            if stalled is not None:
+            if stalled := self._silence.too_long():
                 message = (
                     f"no event and no output from any process for {stalled:.0f} s (stall_timeout="
                     f"{self.spec['stall_timeout']:g}); every process was doing this:\n\n" + self._stacks()
@@ -265,13 +266,6 @@ class Supervisor:
     def _cancelled(self) -> dict[str, Any] | None:
         return read_json(self._path("cancel.json"))
 
-    def _silent_for(self) -> float | None:
-        limit = self.spec["stall_timeout"]
-        if limit is None:
-            return None
-        silent = silent_for(self.run_dir, self.spec["events_dir"])
-        return silent if silent >= limit else None
-
     def _stacks(self) -> str:
         """Write every process's stacks to a file, and return what fits on a screen: equal ones once, ranks first."""
         texts = []
@@ -304,14 +298,6 @@ class _GivenUpError(Exception):
     """It was asked to end before it had started anything; the text is the reason for the record."""
 
 
-class _nothing:  # noqa: N801 - stands where `os.scandir` does
-    def __enter__(self) -> tuple[()]:
-        return ()
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
 def _start_uploader(run_dir: str, logs: dict[str, Any]) -> int | None:
     from rallypoint.worker import log_upload  # noqa: PLC0415 - every start waits for imports
 
@@ -327,23 +313,6 @@ def _watch_lease(uri: str, seconds: float) -> LeaseWatch:
     if sys.flags.no_site:
         site.main()  # a bucket's client is in site-packages
     return LeaseWatch(uri, seconds)
-
-
-def silent_for(run_dir: str, events_dir: str | None) -> float:
-    """Return for how many seconds the processes of a run have neither written a line nor reported an event.
-
-    Args:
-        run_dir: The run folder; its supervisor has started.
-        events_dir: The folder of their events; None if they go to a bucket.
-    """
-    newest = os.stat(os.path.join(run_dir, "started.json")).st_mtime
-    for folder in (os.path.join(run_dir, "logs"), events_dir):
-        try:
-            with os.scandir(folder) if folder else _nothing() as entries:
-                newest = max([newest, *(entry.stat().st_mtime for entry in entries)])
-        except FileNotFoundError:
-            continue
-    return time.time() - newest
 
 
 def signal_name(number: int) -> str:

@@ -40,7 +40,8 @@ from rallypoint.launchers.supervised import (
 from rallypoint.spec.gang import fill
 from rallypoint.worker import hostprocs
 from rallypoint.worker.ports import EVERYWHERE, free_ports
-from rallypoint.worker.supervisor import silent_for, write_json
+from rallypoint.worker.silence import silent_for
+from rallypoint.worker.supervisor import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
