@@ -94,7 +94,8 @@ async def test_stages_share_a_cluster_that_leaves_nothing_behind(cluster, place,
 async def test_a_worker_that_dies_is_started_anew(cluster, place, dag, until):
     address = await cluster()
     driver = psutil.Process(await _process(place("cluster"), "worker-1"))
-    below = [each for each in driver.children() if "spawn_main" in " ".join(each.cmdline())]
+    # Dask names a worker's process after its state where setproctitle is installed; multiprocessing's own is no worker.
+    below = [each for each in driver.children() if "resource_tracker" not in " ".join(each.cmdline())]
     assert below
     for each in below:
         each.kill()

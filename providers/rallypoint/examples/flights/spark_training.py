@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MODELS = ("gbt", "logistic")
 _FOLD = "fold"
 _UNKNOWN = "unknown"
-# The same as for the networks of the other pipelines. On all rows MLlib's regression is 0.001 below the baseline and its
-# 40 trees 0.007: the best of them passes, and models that have lost a feature that counts do not.
+# The same as for the networks of the other pipelines. On all rows MLlib's regression is 0.001 below the baseline, and
+# its 40 trees are 0.007: the best of them passes, and models that have lost a feature that counts do not.
 MARGIN = 0.005
 _MAX_BINS = 160  # more than a feature of the trees has values: the plane's model has 127
 
