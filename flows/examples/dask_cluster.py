@@ -24,8 +24,8 @@ def count(client: Any, upto: int) -> dict[str, Any]:
 def pipeline(upto: int = 1000) -> dict[str, Any]:
     """Use one cluster for two stages; it is stopped at the end, and also when one of them fails."""
     with service(DaskCluster(workers=2, memory_per_worker="512MiB"), name="cluster") as cluster:
-        on_it = count.with_options(cluster=cluster)
-        return on_it(on_it(upto)["workers"] * upto)
+        first = count.with_options(name="first", cluster=cluster)(upto)
+        return count.with_options(name="second", cluster=cluster)(first["workers"] * upto)
 
 
 if __name__ == "__main__":
