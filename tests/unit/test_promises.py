@@ -11,6 +11,7 @@ import itertools
 import json
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -128,6 +129,7 @@ class MemoryStore:
     """`Store`'s contract, in memory. A write that is torn by a crash leaves a folder without the object."""
 
     uri = "memory://store"
+    local_path = Path("/store")  # a folder's, of which nothing is read: logs stay where jobs run
 
     def __init__(self, world):
         self.world = world
