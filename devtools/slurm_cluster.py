@@ -29,6 +29,7 @@ from airflow_processes import free_ports, is_alive, tail, wait_gone
 NEEDED = ("sbatch", "squeue", "scancel", "scontrol", "srun", "slurmctld", "slurmd", "munged")
 _MARK = "SLURM_CONF"
 _START_SECONDS = 60
+_BACK_SECONDS = 30  # that a living node's daemon has to be used again, before it is started anew
 _KILL_SECONDS = 10
 _TRIES = 3  # a port that was free may be taken before Slurm binds it
 _SBIN = "/usr/sbin"  # where Debian puts daemons, which is not on every user's path
@@ -116,8 +117,23 @@ class SlurmCluster:
         return self.command("sinfo", "--noheader", f"--nodes={node}", "--format=%T").split("\n")[0].strip()
 
     def start_controller(self) -> None:
-        """Start slurmctld, again after it was stopped: it takes up its jobs."""
-        self._spawn("slurmctld", ["slurmctld", "-D", "-f", self.conf])
+        """Start slurmctld, again after it was stopped: it takes up its jobs.
+
+        Raises:
+            RuntimeError: It does not answer, also after more tries: its port may have been taken while it was stopped.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            self._spawn("slurmctld", ["slurmctld", "-D", "-f", self.conf])
+            try:
+                self._until(self._answers, "slurmctld does not answer", "slurmctld")
+            except RuntimeError:
+                self._kill("slurmctld")
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            else:
+                return
 
     def stop_controller(self) -> None:
         """Kill slurmctld, as its host dies; jobs run on."""
@@ -129,11 +145,13 @@ class SlurmCluster:
         self._until(lambda: self._usable(node), f"the node {node} did not come up", node)
 
     def ensure_node(self, node: str) -> None:
-        """Start a node's daemon if it was killed, and have the controller use the node."""
-        if node not in self._running:
-            self.start_node(node)
-        else:
-            self._until(lambda: self._usable(node), f"the node {node} did not come back", node)
+        """Have the controller use a node; its daemon is started if it was killed, and anew if that is what it takes."""
+        if node in self._running:
+            with contextlib.suppress(RuntimeError):
+                self._until(lambda: self._usable(node), f"the node {node} did not come back", node, _BACK_SECONDS)
+                return
+            self._kill(node)
+        self.start_node(node)
 
     def cancel_all(self) -> None:
         """End every job, and wait until none of its processes lives.
@@ -190,7 +208,6 @@ class SlurmCluster:
                 self._spawn("munged", self._munge())
                 self._until((self.folder / "munge.socket").exists, "munged did not start", "munged")
                 self.start_controller()
-                self._until(self._answers, "slurmctld does not answer", "slurmctld")
                 for node in self.nodes:
                     self.start_node(node)
             except RuntimeError:
@@ -245,7 +262,7 @@ class SlurmCluster:
             "MaxJobCount": 2000,
             "MinJobAge": 300,
             "KillWait": 2,
-            "SlurmdTimeout": 4,
+            "SlurmdTimeout": 8,  # on two busy cores a daemon was silent for more than four
             "SlurmctldTimeout": 10,
             "InactiveLimit": 0,
             "ReturnToService": 2,
@@ -286,11 +303,11 @@ class SlurmCluster:
             process.send_signal(signal.SIGKILL)
             process.wait()
 
-    def _until(self, condition: Callable[[], object], what: str, name: str) -> None:
-        deadline = time.monotonic() + _START_SECONDS
+    def _until(self, condition: Callable[[], object], what: str, name: str, seconds: float = _START_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
         while not condition():
             if self._running[name].poll() is not None or time.monotonic() > deadline:
-                msg = f"{what}, its last lines:\n{self.log(name)}"
+                msg = f"{what}, its last lines:\n{self.log(name)}\n\nthe nodes:\n{self._nodes()}"
                 raise RuntimeError(msg)
             time.sleep(0.1)
 
@@ -299,12 +316,17 @@ class SlurmCluster:
             return "UP" in self.command("scontrol", "ping")
         return False
 
+    def _nodes(self) -> str:
+        with contextlib.suppress(subprocess.SubprocessError):
+            return self.command("scontrol", "show", "node")
+        return "slurmctld does not answer"
+
     def _usable(self, node: str) -> bool:
         with contextlib.suppress(subprocess.SubprocessError):
             state = self.node_state(node)
             if state in {"idle", "mixed", "allocated"}:
                 return True
-            if state.startswith("down"):
+            if state.startswith(("down", "drain")):  # drained: "Kill task failed", of a job that died slowly
                 self.command("scontrol", "update", f"NodeName={node}", "State=RESUME")
         return False
 

@@ -70,10 +70,10 @@ async def succeeded(engine, job):
 
 
 async def _process(engine, name):
-    """Return the process of the gang that has a name."""
+    """Return the process of the gang that has a name; not what it has started."""
     run_dir = (await engine.read(1)).handle.details["run_dir"]
     named = [pid for pid in hostprocs.of_run(run_dir) if hostprocs.environment(pid).get(context.PROCESS) == name]
-    (found,) = [pid for pid in named if "cluster_driver" in " ".join(psutil.Process(pid).cmdline())]
+    (found,) = [pid for pid in named if psutil.Process(pid).ppid() not in named]
     return found
 
 

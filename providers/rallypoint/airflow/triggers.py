@@ -26,8 +26,9 @@ PATIENCE = 900.0  # seconds that the store or the launcher may be out of reach b
 KILL_GRACE = timedelta(seconds=15)  # Airflow gives `on_kill` 30 s in all
 # The shortest wait, in seconds. Once per loop the scheduler learns of the end of the worker that deferred. If the task
 # runs again by then, it takes that end for this one's and fails the task (`SchedulerJobRunner.process_executor_events`:
-# "finished with state success, but the task instance's state attribute is running").
-SETTLED = 2.0
+# "finished with state success, but the task instance's state attribute is running"). Nothing in a triggerer tells when
+# it has learnt: 2 s were seen to be too short for a scheduler on two busy cores.
+SETTLED = 6.0
 
 
 class StageTrigger(BaseTrigger):

@@ -259,8 +259,8 @@ async def test_a_node_that_is_killed_leaves_training_on_what_is_left(engine, ray
         num_workers=(1, 2),
         resources_per_worker={"CPU": 3},
         max_failures=2,
-        # Seconds that Ray Train waits for a group of the old size before it takes a smaller one.
-        env={"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"},
+        # Seconds that Ray Train waits for a group of the old size before it takes a smaller one; also at the start.
+        env={"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"},
         address=ray_head.address,
     )
     try:

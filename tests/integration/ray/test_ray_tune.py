@@ -18,7 +18,7 @@ from rallypoint.spec.resources import Resources
 from rallypoint.stages.attempt import Request
 from rallypoint.stages.engine import Engine
 from rallypoint.stages.key import StageKey
-from rallypoint.stages.rule import State
+from rallypoint.stages.rule import Resume, State
 from rallypoint.stages.store import Store
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -197,9 +197,9 @@ async def test_a_time_budget_ends_the_trials_and_the_best_so_far_is_the_result(e
     for budget in (20, 80, 320):  # seconds: on a busy machine no trial starts within the first
         job = RayTune(
             entry(reports_for_ever), space={"width": search.grid([2, 1])}, num_samples=1, time_budget=budget,
-            address=ray_head.address, resume="never",
+            address=ray_head.address,
         )  # fmt: skip
-        update = await run(engine, job, f"try-{budget}")
+        update = await finish(engine, await engine.start(job, Request(owner=f"try-{budget}", resume=Resume.NEVER)))
         if update.outcome.failure is None or update.outcome.failure.title != "no trial has a result":
             break
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()

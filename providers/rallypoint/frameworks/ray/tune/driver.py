@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rallypoint.frameworks.ray.storage import RayStorage, open_ray_storage
 from rallypoint.frameworks.ray.train.worker import read_function
 from rallypoint.frameworks.ray.tune import searching
+from rallypoint.frameworks.ray.tune.record import copies_of, mend_record
 from rallypoint.frameworks.ray.tune.table import FAILED, FINISHED, STOPPED, TrialRow, write_table
 from rallypoint.frameworks.ray.tune.trial import Trainable
 from rallypoint.frameworks.ray.tune.trials import best_of, rows_of, tell_failures
@@ -122,8 +123,6 @@ class Sweeps:
     def _run(self, number: int, samples: int) -> Any:
         """Run one sweep; None if there is no time left for it."""
         from ray.tune import Tuner
-
-        from rallypoint.frameworks.ray.tune.watch import copies_of, mend_record
 
         left = self._deadline - time.monotonic() if self._deadline is not None else None
         name = f"tune-{number}-{samples}"

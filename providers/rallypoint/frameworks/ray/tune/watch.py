@@ -1,26 +1,23 @@
-"""In the driver, beside Ray Tune's loop: says how far the sweep is, and keeps whole copies of its record."""
+"""In the driver, beside Ray Tune's loop: says how far the sweep is, and ends it when too much fails."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, Stopper  # noqa: TID253 - this module is imported in the job's driver alone
 
+from rallypoint.frameworks.ray.tune.record import keep_record
 from rallypoint.worker import process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DONE, FAILED, RUNNING = "TERMINATED", "ERROR", "RUNNING"  # Ray Tune's words
-_COPY = ".rallypoint-record"  # beside the folder of a sweep
 _INTERVAL = 2.0  # seconds between two copies
-_TORN = (".json", ".pkl")
 
 
 class Watch(Callback):
@@ -100,51 +97,6 @@ class TooManyFailed(Stopper):
     def stop_all(self) -> bool:
         """Return whether every trial is to be stopped."""
         return self._most is not None and self.seen > self._most
-
-
-def copies_of(sweep: Path) -> Path:
-    """Return the folder of the copies of a sweep's record."""
-    return sweep.with_name(f"{_COPY}-{sweep.name}")
-
-
-def keep_record(source: Path, target: Path) -> None:
-    """Copy the files of a record. Ray Tune has just written them, and writes the next ones in this thread."""
-    target.mkdir(exist_ok=True)
-    for path in _files(source):
-        with suppress(FileNotFoundError):
-            _put(path, target / path.name)
-
-
-def mend_record(sweep: Path) -> None:
-    """Put copies back where a killed driver left half of a file of a sweep's record."""
-    for path in _files(sweep):
-        copy = copies_of(sweep) / path.name
-        if not _is_whole(path):
-            if copy.exists():
-                _put(copy, path)
-            else:
-                path.unlink()
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix in _TORN and path.is_file()] if folder.is_dir() else []
-
-
-def _put(source: Path, target: Path) -> None:
-    draft = target.with_name(f"{target.name}.tmp")
-    shutil.copyfile(source, draft)
-    draft.replace(target)
-
-
-def _is_whole(path: Path) -> bool:
-    data = path.read_bytes()
-    if path.suffix == ".pkl":
-        return data.endswith(b".")  # the opcode that ends a pickle
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
-    return True
 
 
 def _plain(value: Any) -> Any:
