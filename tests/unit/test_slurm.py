@@ -230,6 +230,47 @@ def test_each_node_has_what_its_processes_ask_for_together():
     assert "--gres=gpu:a100:4" in submission(Gang(name="ray", roles=(worker,)), gres="gpu:a100:4").sbatch()
 
 
+def test_nodes_that_need_different_things_are_components_of_one_heterogeneous_job():
+    head = Role(name="head", argv=(), resources=Resources(cpus=1))
+    worker = Role(name="worker", argv=(), replicas=3, resources=Resources(cpus=2.5, gpus=1, memory="2GiB"))
+    gang = Gang(name="ray", roles=(head, worker))
+    words = submission(gang, account="physics", sbatch=("--licenses=m",)).sbatch()
+    at = words.index(":")
+    first, second = words[:at], words[at:]
+    for part in (first, second):
+        for word in ("--job-name=rp-train-1", "--comment=/shared/runs/rp-train-1", "--account=physics", "--licenses=m"):
+            assert word in part
+    assert {"--nodes=1", "--cpus-per-task=1", "--signal=B:USR1@120"} <= set(first)
+    assert not any(word.startswith(("--mem", "--gres")) for word in first)
+    assert {"--nodes=3", "--cpus-per-task=3", "--mem=2048M", "--gres=gpu:1"} <= set(second)
+    assert not any(word.startswith(("--signal", "--output")) for word in second)
+    assert second[-6] == "/shared/runs/rp-train-1/job.sh"
+    # The GPUs of a connection are those of the nodes that want some.
+    words = submission(gang, gres="gpu:a100:4").sbatch()
+    assert [word for word in words if word.startswith("--gres")] == ["--gres=gpu:a100:4"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "ask"),
+    [(Resources(cpus=2), {"nodes": "2"}), (Resources(cpus=1), {}), (Resources(), {})],
+    ids=["who says how many gets equal ones", "one CPU is what a node has anyway", "nothing is asked for"],
+)
+def test_a_job_of_equal_nodes_has_no_components(resources, ask):
+    gang = Gang(name="ray", roles=(Role(name="head", argv=()), Role(name="worker", argv=(), resources=resources)))
+    assert ":" not in submission(gang, **ask).sbatch()
+
+
+def test_every_component_of_a_job_runs_its_nodes_with_what_it_has(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # the first component's
+    words = worker._srun([{"nodes": 1, "cpus": 1}, {"nodes": 3, "cpus": 2}], ["program", "1"])
+    at = words.index(":")
+    assert words[:2] == ["srun", "--het-group=0"]
+    assert {"--nodes=1", "--cpus-per-task=1", "--mem=0"} <= set(words[:at])
+    assert {"--het-group=1", "--nodes=3", "--cpus-per-task=2", "--mem=0"} <= set(words[at:])
+    assert words[at - 2 : at] == words[-2:] == ["program", "1"]
+    assert not any(word.startswith(("--het", "--mem")) for word in worker._srun([{"nodes": 2, "cpus": 0}], ["program"]))
+
+
 def test_an_elastic_gang_starts_on_its_least_nodes_and_survives_the_loss_of_one():
     job = submission(agents(4, 1))
     assert "--nodes=1" in job.sbatch()

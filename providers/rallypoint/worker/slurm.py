@@ -55,8 +55,9 @@ class Batch:
         self.folder = folder
         self.job = os.environ["SLURM_JOB_ID"]
         self.number = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
         self.settings: dict[str, Any] = read_json(self._path(shared.SETTINGS)) or {}
+        self.components: list[dict[str, int]] = self.settings["components"]
+        self.nodes = sum(each["nodes"] for each in self.components)
         self.run_dir = shared.run_folder(folder, self.number)
         self._growth: Growth | None = None
         self._asked = ""  # why the nodes were asked to end
@@ -77,8 +78,7 @@ class Batch:
             return self._end("preflight", f"on {context.host()} {reason}")
         os.makedirs(self.run_dir, exist_ok=True)
         rounds = max(self.number, 1 + _last_round(self._path("logs"))) if self.number else 0
-        hosts = os.environ.get("SLURM_JOB_NODELIST", "")
-        run = {"v": 1, "nodes": self.nodes, "hosts": hosts, "rounds": rounds, "t": time.time()}
+        run = {"v": 1, "nodes": self.nodes, "hosts": self._hosts(), "rounds": rounds, "t": time.time()}
         write_json(os.path.join(self.run_dir, shared.RUN), run)
         if request := self.settings.get("grows"):
             self._growth = Growth(self.folder, self.number, nodes=self.nodes, **request)
@@ -106,10 +106,8 @@ class Batch:
         shared.end_all([record for starts in shared.records(run).values() for record in starts])
 
     def _start(self) -> subprocess.Popen[bytes]:
-        words = _srun(self.nodes)
-        if not self.settings["together"]:
-            words.append("--no-kill")
-        words += [*_NODE, self.folder, str(self.number)]
+        more = [] if self.settings["together"] else ["--no-kill"]
+        words = _srun(self.components, [*more, *_NODE, self.folder, str(self.number)])
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=unblocked)  # one thread  # noqa: PLW1509
 
     def _watch(self, srun: subprocess.Popen[bytes]) -> None:
@@ -160,7 +158,7 @@ class Batch:
             shared.say(f"the job could not be put back into the queue: {done.stderr.strip()}")
         if lost and self._asked != TIME_LIMIT:
             numbers = ", ".join(str(number) for number, reason in enumerate(reasons) if reason is None)
-            return self._end(HOST_LOST, f"node {numbers} of {os.environ.get('SLURM_JOB_NODELIST')} left no last word")
+            return self._end(HOST_LOST, f"node {numbers} of {self._hosts()} left no last word")
         return self._end("", "")
 
     def _wait_for_the_end(self, seconds: float = LAST_WAIT) -> None:
@@ -181,6 +179,12 @@ class Batch:
     def _reasons(self) -> list[str | None]:
         return [shared.reason_of(shared.node_folder(self.run_dir, node)) for node in range(self.nodes)]
 
+    def _hosts(self) -> str:
+        """Return the job's nodes, as Slurm writes them."""
+        several = [f"_HET_GROUP_{number}" for number in range(len(self.components))]
+        names = several if len(self.components) > 1 else [""]
+        return ",".join(os.environ.get(f"SLURM_JOB_NODELIST{name}", "") for name in names)
+
     def _cancelled(self) -> dict[str, Any] | None:
         return read_json(self._path(CANCEL))
 
@@ -193,7 +197,7 @@ def join(folder: str, number: int) -> int:
     if reason := _lacks(read_json(os.path.join(folder, shared.SETTINGS)) or {}):
         shared.say(f"{context.host()} cannot join: {reason}")
         return 1
-    return Joining(folder, number, _SIGNALS).run([*_srun(1), *_NODE])
+    return Joining(folder, number, _SIGNALS).run(_srun([{"nodes": 1, "cpus": 0}], _NODE))
 
 
 def node(folder: str, number: int, mine: int, start: int = 0) -> int:
@@ -226,12 +230,26 @@ def node(folder: str, number: int, mine: int, start: int = 0) -> int:
     return 0 if shared.reason_of(record) == COMPLETED else 1
 
 
-def _srun(nodes: int) -> list[str]:
-    """Return the command that starts one process on each of a job's nodes."""
-    words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    words += ["--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--input=none"]
-    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-        words.append(f"--cpus-per-task={cpus}")  # srun no longer takes it from its job
+def _srun(components: list[dict[str, int]], program: list[str]) -> list[str]:
+    """Return the command that starts a program once on each of a job's nodes.
+
+    Args:
+        components: How many nodes each component has, and how many CPUs these; a heterogeneous job has more than one.
+        program: The program, behind further options of srun.
+    """
+    words = ["srun"]
+    for number, component in enumerate(components):
+        nodes, cpus = component["nodes"], os.environ.get("SLURM_CPUS_PER_TASK")
+        if number:
+            words.append(":")
+        if len(components) > 1:  # srun would ask of every component the memory that the first one has
+            words += [f"--het-group={number}", "--mem=0"]
+            cpus = str(component["cpus"] or "")
+        words += [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+        words += ["--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--input=none"]
+        if cpus:
+            words.append(f"--cpus-per-task={cpus}")  # srun no longer takes it from its job
+        words += program
     return words
 
 

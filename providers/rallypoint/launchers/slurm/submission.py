@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.errors import PreflightError
 from rallypoint.launchers.nodes import Shape
-from rallypoint.launchers.placement import Node, members, place_on
+from rallypoint.launchers.placement import Node, place_on
+from rallypoint.launchers.slurm.components import Component, components
 from rallypoint.launchers.supervised import GRACE
 from rallypoint.spec.shipment import ARCHIVE
 from rallypoint.worker import context
 from rallypoint.worker.slurm_folder import PLACEMENTS, SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rallypoint.launchers.slurm.address import Ask
     from rallypoint.spec.gang import Gang
 
@@ -33,7 +31,6 @@ exec "$@"
 """
 MEETING_TIMEOUT = 600.0  # seconds within which the first node has to say where it is
 _MARGIN = 15.0  # of the warning's seconds, those in which the records are written and the job is put back
-_MEBIBYTE = 1 << 20
 
 
 def node_range(gang: Gang, ask: Ask) -> tuple[int, int]:
@@ -87,6 +84,11 @@ class Submission:
         return node_range(self.gang, self.ask)
 
     @property
+    def components(self) -> list[Component]:
+        """The nodes of the job, by what they have to have."""
+        return components(self.gang, self.ask, self.nodes)
+
+    @property
     def together(self) -> bool:
         """Whether the gang needs every one of its processes."""
         return all(not role.elastic and not role.may_lose for role in self.gang.roles)
@@ -122,6 +124,7 @@ class Submission:
             "requires": list(self.gang.requires),
             "pickled_by": self.gang.pickled_by,
             "needs_files": list(self.gang.needs_files),
+            "components": [{"nodes": each.nodes, "cpus": each.need.cpus} for each in self.components],
             "grows": {"most": self.nodes[1], "request": self.growth()} if self.grows else None,
         }
 
@@ -141,27 +144,27 @@ class Submission:
 
     def sbatch(self) -> list[str]:
         """Return the command that submits the job, as an argument list."""
-        more = [
-            f"--output={self.folder}/slurm-%j.log",
-            f"--nodes={self.nodes[0]}",
-            f"--signal=B:USR1@{self.ask.notice}",
-        ]
-        if not self.together:
-            more.append("--no-kill")
-        return ["sbatch", "--parsable", *self._options(), *more, *self.ask.sbatch, *self._job(), "batch", self.folder]
+        first = [f"--output={self.folder}/slurm-%j.log", f"--signal=B:USR1@{self.ask.notice}"]
+        words = ["sbatch", "--parsable"]
+        for number, component in enumerate(self.components):
+            words += [":"] if number else first
+            words += [*self._options(component), *([] if self.together else ["--no-kill"]), *self.ask.sbatch]
+        return [*words, *self._job(), "batch", self.folder]
 
     def growth(self) -> dict[str, list[str]]:
         """Return how the job itself submits one more node: options of sbatch, and the job without its arguments."""
-        options = [*self._options(), f"--output={self.folder}/more-%A-%a.log", "--nodes=1", *self.ask.sbatch]
-        return {"options": options, "job": self._job()}
+        (component,) = self.components
+        options = [*self._options(replace(component, nodes=1)), f"--output={self.folder}/more-%A-%a.log"]
+        return {"options": [*options, *self.ask.sbatch], "job": self._job()}
 
-    def _options(self) -> list[str]:
+    def _options(self, component: Component) -> list[str]:
         ask = self.ask
         options = {
             "job-name": self.attempt,
             "comment": self.folder,
             "chdir": f"{self.folder}/work",
             "open-mode": "append",
+            "nodes": str(component.nodes),
             "ntasks-per-node": "1",
             "partition": self.partition,
             "account": ask.account,
@@ -170,7 +173,7 @@ class Submission:
             "time": ask.time,
             "reservation": ask.reservation,
             "export": "ALL",  # of an environment that holds nothing but what the job is to have
-            **_resources(self.gang, self.nodes[1], ask),
+            **component.options(),
         }
         words = [f"--{name}={value}" for name, value in options.items() if value]
         return [*words, "--requeue" if self.runs_again else "--no-requeue"]
@@ -193,18 +196,3 @@ class Submission:
             ARCHIVE_PATH: f"{self.folder}/{ARCHIVE}",
             **({SETUP: self.ask.setup} if self.ask.setup else {}),
         }
-
-
-def _resources(gang: Gang, nodes: int, ask: Ask) -> Mapping[str, str]:
-    """Return what each node has to have: as much as the fullest one needs."""
-    parts: list[list[Any]] = [[] for _ in range(nodes)]
-    for number, (role, _) in enumerate(members(gang, nodes)):
-        parts[number % nodes].append(role.resources)
-    cpus = max(math.ceil(sum(each.cpus or 0 for each in part)) for part in parts)
-    memory = max(sum(each.memory_bytes or 0 for each in part) for part in parts)
-    gpus = max(sum(each.gpus for each in part) for part in parts)
-    return {
-        "cpus-per-task": str(cpus) if cpus else "",
-        "mem": f"{math.ceil(memory / _MEBIBYTE)}M" if memory else "",
-        "gres": ask.gres or (f"gpu:{gpus}" if gpus else ""),
-    }
