@@ -17,6 +17,11 @@ from rallypoint.frameworks.cluster import nodes
 from rallypoint.frameworks.cluster.addresses import answers, wait_for
 from rallypoint.frameworks.cluster.daemon import Daemon, DaemonLostError, DaemonStartError
 from rallypoint.frameworks.cluster.nodes import Chief, Node
+from rallypoint.frameworks.dask.cluster import DaskCluster
+from rallypoint.frameworks.ray.cluster import RayCluster
+from rallypoint.frameworks.spark.cluster import SparkCluster
+from rallypoint.spec.failure import Kind
+from rallypoint.stages.failure_table import classify
 from rallypoint.worker import context
 
 STAYS = "import time; print('up', flush=True); time.sleep(600)"
@@ -196,3 +201,21 @@ def test_a_process_runs_its_role_until_a_signal_asks_it_to_end():
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+# What a failure means -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "what"),
+    [
+        (RayCluster(), "a Ray node"),
+        (SparkCluster(), "Spark's service"),
+        (DaskCluster(), "a process of the Dask cluster"),
+    ],
+)
+@pytest.mark.parametrize(("error", "happened"), [(DaemonLostError, "was lost"), (DaemonStartError, "did not start")])
+def test_a_clusters_process_that_is_lost_or_does_not_start_is_worth_a_retry(job, what, error, happened):
+    name = f"{error.__module__}.{error.__qualname__}"
+    rule = classify(job.rules, exception=name, message="it printed:\nTypeError", signal=None, exit_code=1)
+    assert (rule.name, rule.kind) == (f"{what} {happened}", Kind.RETRYABLE)

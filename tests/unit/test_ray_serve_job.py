@@ -101,7 +101,7 @@ def test_another_config_is_other_work_and_another_timeout_is_not():
 
 def test_a_jobs_own_failure_rules_come_first():
     mine = FailureRule("mine", Kind.RETRYABLE, "wait", exception="ProbeMismatchError")
-    rules = serve(failure_rules=[mine]).failure_rules
+    rules = serve(failure_rules=[mine]).rules
     assert rules[0] is mine
     assert "Ray Serve refused the config" in [rule.name for rule in rules]
 

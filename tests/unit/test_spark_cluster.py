@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from rallypoint.errors import InvalidJobError
-from rallypoint.frameworks.cluster.daemon import DaemonLostError, DaemonStartError
 from rallypoint.frameworks.spark import daemon
 from rallypoint.frameworks.spark.cluster import SparkCluster, SparkWorkers
 from rallypoint.frameworks.spark.connect_server import SparkConnectServer
@@ -19,9 +18,7 @@ from rallypoint.frameworks.spark.java import JavaMissingError
 from rallypoint.frameworks.spark.job import SparkJob
 from rallypoint.frameworks.spark.master_watch import MasterWatch
 from rallypoint.spec.entry import Script
-from rallypoint.spec.failure import Kind
 from rallypoint.spec.service import services_of
-from rallypoint.stages.failure_table import classify
 
 REF = {"store": "file:///store", "stage": ["d", "r", "cluster"], "attempt": 1, "lease": 900}
 CLUSTER = {
@@ -121,17 +118,6 @@ def test_a_host_without_spark_or_java_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(JavaMissingError, match="install it"):
         Installation(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("error", "title"),
-    [(DaemonLostError, "Spark's service was lost"), (DaemonStartError, "Spark's service did not start")],
-)
-def test_a_service_that_is_lost_or_does_not_start_is_worth_a_retry(error, title):
-    name = f"{error.__module__}.{error.__qualname__}"
-    own = tuple(SparkCluster().failure_rules)
-    rule = classify(own, exception=name, message="it printed:\nTypeError", signal=None, exit_code=None)
-    assert (rule.name, rule.kind) == (title, Kind.RETRYABLE)
 
 
 def test_a_file_of_properties_is_for_this_user_alone(tmp_path):

@@ -226,7 +226,7 @@ def test_a_missing_connector_is_named_with_hadoops_own_version(spark_home):
     assert hadoop_version(str(spark_home)) == "3.5.0"
     with pytest.raises(S3AMissingError, match=r'packages=\["org\.apache\.hadoop:hadoop-aws:3\.5\.0"\]') as caught:
         require_s3a(S3A(region="eu-west-1").conf(), str(spark_home))
-    rules = SparkJob("train.py").failure_rules
+    rules = SparkJob("train.py").rules
     rule = next(
         rule for rule in rules if rule.matches(exception="", message=str(caught.value), signal=None, exit_code=None)
     )

@@ -52,6 +52,7 @@ class Job(ABC):
 
     kind: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
+    own_rules: ClassVar[tuple[FailureRule, ...]] = ()  # what its driver's errors mean
     entries: ClassVar[tuple[type, ...]] = (Script, Module, Function)  # the kinds of code that it takes
 
     entry: Entry | Callable[..., Any] | str | os.PathLike[str] = field(kw_only=False)
@@ -83,6 +84,11 @@ class Job(ABC):
             raise self.invalid("params", self.params, f"JSON values ({error})") from error
         self.services()
         self._check_launcher_options()
+
+    @property
+    def rules(self) -> tuple[FailureRule, ...]:
+        """What failures of this job mean, in the order in which they are asked: the user's come first."""
+        return (*self.failure_rules, *self.own_rules)
 
     def _check_variables(self) -> None:
         for name in (*self.env, *self.secrets):

@@ -56,7 +56,7 @@ def next_record(  # noqa: PLR0913 - each comes from somewhere else
         owner=request.owner,
         marker=request.marker,
         why=decision.why,
-        failure_rules=tuple(rule.to_json() for rule in job.failure_rules),
+        failure_rules=tuple(rule.to_json() for rule in job.rules),
         service=gang.service,
         lease=gang.lease,
         uses=tuple(ref.to_json() for ref in job.services()),

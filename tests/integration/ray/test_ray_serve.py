@@ -439,9 +439,7 @@ def test_a_dashboard_that_does_not_answer_is_retryable():
         with pytest.raises(UnreachableError, match=r"nothing answered at http://127\.0\.0\.1") as raised:
             Target("x", dashboard, lease=None, termination=None).look(patience=0.5)
     told = process.describe(raised.value)  # as the driver reports it
-    rule = classify(
-        tuple(job.failure_rules), exception=told["exception"], message=told["message"], signal=None, exit_code=1
-    )
+    rule = classify(job.rules, exception=told["exception"], message=told["message"], signal=None, exit_code=1)
     assert (rule.kind, rule.name) == (Kind.RETRYABLE, "the cluster does not answer")
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rallypoint.errors import InvalidJobError
+from rallypoint.frameworks.cluster.rules import daemon_rules
 from rallypoint.spec.gang import Macro, Role
 from rallypoint.spec.resources import Resources
 from rallypoint.spec.service_job import ServiceJob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rallypoint.spec.failure import FailureRule
 
 _DRIVER = "rallypoint.frameworks.dask.cluster_driver"
 
@@ -44,6 +47,7 @@ class DaskCluster(ServiceJob):
 
     kind: ClassVar[str] = "dask-cluster"
     requires: ClassVar[tuple[str, ...]] = ("dask", "distributed")
+    own_rules: ClassVar[tuple[FailureRule, ...]] = daemon_rules("a process of the Dask cluster")
 
     workers: int = 2
     threads_per_worker: int = 1

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rallypoint.frameworks.cluster.daemon import DaemonLostError, DaemonStartError
 from rallypoint.worker import context, process
 
 if TYPE_CHECKING:
@@ -25,14 +26,6 @@ STOP_SECONDS = 8.0  # that an orderly end may take
 # What the tasks of a job on this cluster would take for their own stage. The marks by which an attempt's processes are
 # found again stay.
 _STAGES_OWN = (context.STAGE_FILE, context.EVENTS_URI, context.PROCESS, context.LEASE_URI)
-
-
-class WorkersMissingError(RuntimeError):
-    """The cluster did not come together."""
-
-
-class NodeLostError(RuntimeError):
-    """A process of the cluster has ended although nobody asked it to."""
 
 
 async def scheduler(settings: Mapping[str, Any], _name: str, stop: asyncio.Event) -> None:
@@ -51,7 +44,7 @@ async def scheduler(settings: Mapping[str, Any], _name: str, stop: asyncio.Event
                     f"{settings['start_timeout']:g} s, without {', '.join(sorted(missing))}: look at their logs, or "
                     "raise start_timeout"
                 )
-                raise WorkersMissingError(msg)
+                raise DaemonStartError(msg)
         url = f"http://{host}:{running.http_server.port}/status"
         process.writer().write("link", name="Dask dashboard", url=url)
         address = {"address": running.address, "dashboard_url": url, "workers": len(wanted)}
@@ -76,7 +69,7 @@ async def worker(settings: Mapping[str, Any], name: str, stop: asyncio.Event) ->
     ) as running:
         try:
             await _stay(running.finished(), "this worker", stop)
-        except NodeLostError:
+        except DaemonLostError:
             # With its scheduler gone it is about to be stopped, and not what failed first.
             if not await _is_set(stop, ORPHANED):
                 raise
@@ -93,7 +86,7 @@ async def _stay(end: Awaitable[Any], what: str, stop: asyncio.Event) -> None:
     """Wait until this process is asked to stop.
 
     Raises:
-        NodeLostError: What runs in it has ended before.
+        DaemonLostError: What runs in it has ended before.
     """
     ended, asked = asyncio.ensure_future(end), asyncio.ensure_future(stop.wait())
     await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +95,7 @@ async def _stay(end: Awaitable[Any], what: str, stop: asyncio.Event) -> None:
         ended.cancel()
         return
     msg = f"{what} has ended although nobody asked it to: see its log"
-    raise NodeLostError(msg)
+    raise DaemonLostError(msg)
 
 
 async def _is_set(stop: asyncio.Event, seconds: float) -> bool:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rallypoint.errors import InvalidJobError
+from rallypoint.frameworks.cluster.rules import daemon_rules
 from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.resources import Resources
 from rallypoint.spec.service_job import ServiceJob
 
 if TYPE_CHECKING:
+    from rallypoint.spec.failure import FailureRule
     from rallypoint.spec.service import ServiceRef
 
 DASHBOARD = "Ray dashboard"  # the name of its link
@@ -44,6 +46,7 @@ class RayNodes(ServiceJob):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("ray",)
+    own_rules: ClassVar[tuple[FailureRule, ...]] = daemon_rules("a Ray node")
 
     workers: int = 1
     cpus_per_worker: int = 1

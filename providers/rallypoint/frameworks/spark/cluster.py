@@ -16,6 +16,7 @@ from rallypoint.spec.resources import Resources
 from rallypoint.spec.service_job import ServiceJob
 
 if TYPE_CHECKING:
+    from rallypoint.spec.failure import FailureRule
     from rallypoint.spec.service import ServiceRef
 
 _DRIVER = "rallypoint.frameworks.spark.cluster_driver"
@@ -46,6 +47,8 @@ class SparkDaemons(ServiceJob):
         InvalidJobError: A value is wrong.
     """
 
+    own_rules: ClassVar[tuple[FailureRule, ...]] = FAILURE_RULES
+
     conf: Mapping[str, Any] = field(default_factory=dict)
     secret_conf: Mapping[str, str] = field(default_factory=dict)
     start_timeout: float = 120.0
@@ -53,8 +56,6 @@ class SparkDaemons(ServiceJob):
     java_home: str | None = None
 
     def __post_init__(self) -> None:
-        own = tuple(rule for rule in self.failure_rules if rule not in FAILURE_RULES)
-        object.__setattr__(self, "failure_rules", (*own, *FAILURE_RULES))
         super().__post_init__()
         for name in self._properties():
             if _OWN.match(name):

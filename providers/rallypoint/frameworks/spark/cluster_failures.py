@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+from rallypoint.frameworks.cluster.rules import daemon_rules
 from rallypoint.spec.failure import FailureRule, Kind
 
 _OURS = r"^rallypoint\.frameworks\.spark\."
-_DAEMONS = r"^rallypoint\.frameworks\.cluster\."
 
 CLUSTER_RULES: tuple[FailureRule, ...] = (
     FailureRule(
         "the Spark master was lost", Kind.RETRYABLE, "look at the cluster's stage; a retry needs a master again",
         exception=rf"{_OURS}.*MasterLostError$", retry_after=30,
     ),
-    FailureRule(
-        "Spark's service was lost", Kind.RETRYABLE, "look at its last lines; a retry starts a new one",
-        exception=rf"{_DAEMONS}.*DaemonLostError$", retry_after=10,
-    ),
-    FailureRule(
-        "Spark's service did not start", Kind.RETRYABLE, "look at its last lines, or raise start_timeout",
-        exception=rf"{_DAEMONS}.*DaemonStartError$", retry_after=30,
-    ),
+    *daemon_rules("Spark's service"),
     FailureRule(
         "the cluster cannot be asked", Kind.USER, "correct what the message names, then clear the task",
         exception=rf"{_OURS}.*(SetupError|ManagerRefusedError)$",

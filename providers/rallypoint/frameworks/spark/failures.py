@@ -80,4 +80,3 @@ FAILURE_RULES: tuple[FailureRule, ...] = (
     ),
     *APPLICATION_RULES,
 )  # fmt: skip
-"""They come after a job's own ``failure_rules``, and before the shared table."""

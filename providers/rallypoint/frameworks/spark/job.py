@@ -18,6 +18,7 @@ from rallypoint.spec.service import SERVICE, as_object
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from rallypoint.spec.failure import FailureRule
     from rallypoint.spec.gang import Gang
 
 CLIENT, CLUSTER = "client", "cluster"
@@ -122,6 +123,7 @@ class SparkJob(Job):
     """
 
     kind: ClassVar[str] = "spark"
+    own_rules: ClassVar[tuple[FailureRule, ...]] = FAILURE_RULES
     requires: ClassVar[tuple[str, ...]] = ("pyspark",)
     entries: ClassVar[tuple[type, ...]] = (Script, Module, Function, Jar)
 
@@ -167,8 +169,6 @@ class SparkJob(Job):
                 object.__setattr__(self, name, found)
                 if SERVICE in found and found not in self.uses:
                     object.__setattr__(self, "uses", (*self.uses, found))
-        own = tuple(rule for rule in self.failure_rules if rule not in FAILURE_RULES)
-        object.__setattr__(self, "failure_rules", (*own, *FAILURE_RULES))
         super().__post_init__()
         self._check_texts()
         self._check_kerberos()

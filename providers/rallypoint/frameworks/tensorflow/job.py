@@ -47,7 +47,6 @@ FAILURE_RULES: tuple[FailureRule, ...] = (
         exception=r"(^|\.)StoreNotWritableError$",
     ),
 )  # fmt: skip
-"""What the driver's errors mean; they come after a job's own ``failure_rules``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +124,7 @@ class TensorFlowJob(Job):
     """
 
     kind: ClassVar[str] = "tensorflow"
+    own_rules: ClassVar[tuple[FailureRule, ...]] = FAILURE_RULES
     requires: ClassVar[tuple[str, ...]] = ("tensorflow",)
 
     strategy: str = DEFAULT
@@ -159,8 +159,6 @@ class TensorFlowJob(Job):
             optional = name == "collective_timeout"
             if not (seconds is None and optional) and (not _is_number(seconds) or float(str(seconds)) <= 0):
                 raise self.invalid(name, seconds, "seconds above 0" + (", or None" if optional else ""))
-        own = tuple(rule for rule in self.failure_rules if rule not in FAILURE_RULES)
-        object.__setattr__(self, "failure_rules", (*own, *FAILURE_RULES))
 
     def _count(self, name: str) -> int | None:
         """A rendered template is text."""

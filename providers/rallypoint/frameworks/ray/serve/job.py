@@ -19,6 +19,7 @@ from rallypoint.spec.service import SERVICE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rallypoint.spec.failure import FailureRule
     from rallypoint.spec.gang import Gang
 
 SETTINGS = "serve.json"  # in the attempt's folder: what the driver is to do
@@ -64,6 +65,7 @@ class ServeJob(Job):
     """
 
     action: ClassVar[str]
+    own_rules: ClassVar[tuple[FailureRule, ...]] = FAILURE_RULES
 
     entry: Any = field(default=Module(DRIVER), init=False, repr=False)
     name: str
@@ -84,8 +86,6 @@ class ServeJob(Job):
             if SERVICE in address and address not in self.uses:
                 object.__setattr__(self, "uses", (*self.uses, address))
         super().__post_init__()
-        own = tuple(rule for rule in self.failure_rules if rule not in FAILURE_RULES)
-        object.__setattr__(self, "failure_rules", (*own, *FAILURE_RULES))
         for name in ("name", "cluster"):
             text: object = getattr(self, name)
             if (text is not None or name == "name") and (not isinstance(text, str) or not text.strip()):

@@ -59,7 +59,6 @@ FAILURE_RULES = (
         exception=r"(^|\.)(NotAvailableError|LabelError)$",
     ),
 )  # fmt: skip
-"""What the driver's errors mean; they come after a job's own ``failure_rules``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +200,7 @@ class TFServingDeploy(Job):
     """
 
     kind: ClassVar[str] = "tf-serving"
+    own_rules: ClassVar[tuple[FailureRule, ...]] = FAILURE_RULES
     requires: ClassVar[tuple[str, ...]] = ("tensorflow",)
 
     entry: Any = field(default=Module(DRIVER), init=False, repr=False)
@@ -222,8 +222,6 @@ class TFServingDeploy(Job):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "keras", str(self.keras))  # a template may have made it a number
-        own = tuple(rule for rule in self.failure_rules if rule not in FAILURE_RULES)
-        object.__setattr__(self, "failure_rules", (*own, *FAILURE_RULES))
         for field_name in ("model", "base_path", "config_file"):
             self._check_place(field_name)
         name: object = self.name
