@@ -192,8 +192,12 @@ class Launcher(Protocol):
 class Waitable(Protocol):
     """A launcher that learns of a gang's end by itself; others are only asked, as often as the interval says."""
 
-    async def wait(self, handle: Handle, seconds: float) -> None:
-        """Return when the gang seems to have ended, or after so many seconds. `poll` says what is true."""
+    async def wait(self, handle: Handle, seconds: float) -> bool:
+        """Return when the gang seems to have ended, or after so many seconds. `poll` says what is true.
+
+        Returns:
+            Whether it seems to run still, so that nobody has to ask at once; False where that is not known.
+        """
         ...
 
 

@@ -100,12 +100,12 @@ class LocalLauncher:
         """Return where the gang stands, from three small files."""
         return await asyncio.to_thread(self._poll, handle.attempt)
 
-    async def wait(self, handle: Handle, seconds: float) -> None:
-        """Return when the gang's supervisor is gone from this host, or after so many seconds."""
-        if handle.details.get("host") != socket.gethostname():
-            await asyncio.sleep(seconds)
-        else:
-            await until_gone(handle.details["pid"], seconds)
+    async def wait(self, handle: Handle, seconds: float) -> bool:
+        """Return when the gang's supervisor is gone from this host (False), or after so many seconds."""
+        if handle.details.get("host") == socket.gethostname():
+            return await until_gone(handle.details["pid"], seconds)
+        await asyncio.sleep(seconds)
+        return False
 
     async def cancel(self, handle: Handle, grace: timedelta) -> None:
         """End the gang, and forbid its start if it has not started. Returns when nothing of it is left."""

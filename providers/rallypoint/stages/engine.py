@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANCEL_GRACE = timedelta(seconds=20)
+# Seconds for which a launcher's word that a gang seems to run still is enough: an id of a process may be used again.
+_BELIEVED = 10.0
 _TAIL = 65_536  # bytes read for the last lines
 _MAX_BEHIND = 1 << 20  # bytes of a log that a watcher catches up on; of more, nobody reads every line as it comes
 _RACES = 20  # how often another try may claim the next number before this one gives up
@@ -127,11 +130,13 @@ class Engine:
         reader = EventReader(self.store, self.ledger.events_prefix(record.number))
         keeper = LeaseKeeper(self.store, kept_by(self.store, self.key, record))
         offsets, told = dict(cursor.offsets) if cursor else {}, False
+        status, asked, runs = Status(Phase.RUNNING), 0.0, False
         while True:
             await keeper.renew()
             # The status comes first: what a process wrote before its end is then in the reads that follow.
             async with turn():
-                status = await launcher.poll(attempt.handle)
+                if not runs or time.monotonic() - asked > _BELIEVED:
+                    status, asked = await launcher.poll(attempt.handle), time.monotonic()
                 events = await reader.read()
                 view.apply(events)
                 wanted = {name: offsets.get(name, 0) for name in view.shown_logs()}
@@ -149,7 +154,7 @@ class Engine:
                     yield Update(view=view, ready=address_of(self.store, self.key, record, view))
                     if not hold:
                         return
-                await _rest(launcher, attempt.handle, pause(interval.total_seconds(), record.created))
+                runs = await _rest(launcher, attempt.handle, pause(interval.total_seconds(), record.created))
 
     async def read(self, number: int) -> Attempt:
         """Return an attempt of this stage as the ledger holds it.
@@ -361,12 +366,12 @@ class Engine:
         return scoped(launcher_of(uri, self._launcher), self.store.uri)
 
 
-async def _rest(launcher: Launcher, handle: Handle, seconds: float) -> None:
-    """Wait for the next look; where a launcher learns of the end by itself, no longer than until then."""
+async def _rest(launcher: Launcher, handle: Handle, seconds: float) -> bool:
+    """Wait for the next look, or for the end where a launcher learns of it; return whether the gang seems to run."""
     if isinstance(launcher, Waitable):
-        await launcher.wait(handle, seconds)
-    else:
-        await asyncio.sleep(seconds)
+        return await launcher.wait(handle, seconds)
+    await asyncio.sleep(seconds)
+    return False
 
 
 def _attempt(entry: Entry) -> Attempt:
