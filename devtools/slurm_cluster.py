@@ -108,9 +108,10 @@ class SlurmCluster:
         found = (line.strip().partition(" ") for line in said.splitlines())
         return [state for state, _, comment in found if comment == str(folder)]
 
-    def nodes_of(self, name: str) -> str:
-        """Return the nodes of the newest job of a name, as squeue writes them: ``n1``, ``n[1-2]``."""
-        return self.command("squeue", "--noheader", f"--name={name}", "--format=%N").split("\n")[0].strip()
+    def nodes_of(self, name: str) -> list[str]:
+        """Return the names of the nodes that the jobs of a name have, and all components of one."""
+        found = self.command("squeue", "--noheader", f"--name={name}", "--format=%N").split()
+        return self.command("scontrol", "show", "hostnames", ",".join(found)).split() if found else []
 
     def node_state(self, node: str) -> str:
         """Return the state of a node, such as ``idle`` or ``down*``."""

@@ -22,7 +22,7 @@ from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.entry import Script
 from rallypoint.spec.failure import Kind
 from rallypoint.stages.attempt import Request
-from rallypoint.stages.engine import Engine
+from rallypoint.stages.engine import _BELIEVED, Engine
 from rallypoint.stages.key import StageKey
 from rallypoint.stages.ledger import Ledger
 from rallypoint.stages.outcome import raise_for
@@ -354,7 +354,7 @@ async def test_many_processes_at_once_start_one_job(store, launcher, job, witnes
         from rallypoint.launchers.local import LocalLauncher
         from rallypoint.spec.entry import Script
         from rallypoint.stages.attempt import Request
-        from rallypoint.stages.engine import Engine
+        from rallypoint.stages.engine import _BELIEVED, Engine
         from rallypoint.stages.key import StageKey
         from rallypoint.stages.store import Store
 
@@ -447,6 +447,31 @@ async def test_what_has_ended_stays_as_it_is(engine, bring_to):
 
 async def test_an_attempt_that_is_not_there_cannot_be_cancelled(engine):
     assert not await engine.cancel(1, owner=None, why="x")
+
+
+async def test_a_launcher_that_knows_that_a_gang_runs_is_not_asked_at_every_look(store, tmp_path, job, witness, until):
+    class Counting(LocalLauncher):
+        polls = waits = 0
+
+        async def poll(self, handle):
+            self.polls += 1
+            return await super().poll(handle)
+
+        async def wait(self, handle, seconds):
+            self.waits += 1
+            return await super().wait(handle, seconds)
+
+    launcher = Counting(tmp_path / "runs")
+    engine = Engine(store, KEY, launcher)
+    witness.do("wait")
+    started = await engine.start(job, Request(owner="try-1"))
+    before, clock = launcher.polls, asyncio.get_running_loop().time()
+    watching = asyncio.create_task(finish(engine, started))
+    await until(lambda: launcher.waits >= 20)
+    asked, waited = launcher.polls - before, asyncio.get_running_loop().time() - clock
+    assert asked <= 1 + waited / _BELIEVED
+    witness.do("finish")
+    assert (await watching).state is State.SUCCEEDED
 
 
 async def test_after_a_cancel_whose_asker_died_the_next_try_waits_for_the_end_and_continues(

@@ -100,15 +100,15 @@ async def test_a_gang_runs_and_the_end_of_every_process_is_known(launcher, gang,
     assert _starts(witness) == 3
 
 
-async def test_a_wait_ends_with_the_gang(launcher, waiting):
+async def test_a_wait_ends_with_the_gang_and_says_whether_it_did(launcher, waiting):
     handle = await waiting()
     longest = asyncio.create_task(launcher.wait(handle, 100_000))
-    await launcher.wait(handle, 0.01)
+    assert await launcher.wait(handle, 0.01) is True
     assert not longest.done()
     await launcher.cancel(handle, timedelta(seconds=5))
     async with asyncio.timeout(30):
-        await longest
-        await launcher.wait(handle, 100_000)  # of one that has ended
+        assert await longest is False
+        assert await launcher.wait(handle, 100_000) is False  # of one that has ended
 
 
 async def test_launched_twice_it_runs_once(launcher, waiting, gang, script, witness, ended):

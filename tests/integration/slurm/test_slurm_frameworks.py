@@ -158,7 +158,7 @@ async def test_a_sweep_runs_on_a_ray_cluster_that_slurm_runs(engine_on, launcher
         async for update in service.watch(cluster.attempt, interval=INTERVAL):
             last = update
         assert last.outcome is None, last.outcome.failure.render()
-        assert sorted(slurm.nodes_of(cluster.attempt.record.id)) == sorted("n[1-2]")
+        assert sorted(slurm.nodes_of(cluster.attempt.record.id)) == ["n1", "n2"]
         # The sweep itself is a stage on Slurm, too, beside the cluster's nodes.
         engine = engine_on(launcher, "tune")
         job = RayTune(
@@ -196,7 +196,7 @@ async def test_a_spark_job_runs_on_a_cluster_that_slurm_runs(engine_on, launcher
     cluster = await service.start(SparkCluster(workers=1, **SMALL), Request(owner="try-1"))
     try:
         address = await ready(service, cluster)
-        assert slurm.nodes_of(cluster.attempt.record.id) == "n[1-2]"
+        assert sorted(slurm.nodes_of(cluster.attempt.record.id)) == ["n1", "n2"]
         job = SparkJob(Function(count, by_value=True), master=address, driver_memory="512m", executor_memory="512m")
         started = await engine_on(launcher, "count").start(job, Request(owner="try-1"))
         update, _ = await followed(engine_on(launcher, "count"), started.attempt)
