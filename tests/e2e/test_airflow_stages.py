@@ -1,4 +1,4 @@
-"""Stages in a real Airflow: what a user sees, clears and kills."""
+"""Stages of torch in a real Airflow: what a user sees, clears and kills. More of both: `test_airflow_plain_stages`."""
 
 from __future__ import annotations
 
@@ -54,29 +54,6 @@ def test_clearing_a_failed_stage_continues_from_its_last_checkpoint(airflow, wit
     assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0", "attempt 2 rank 0 first 3"]
 
 
-def test_clearing_a_succeeded_stage_starts_from_scratch(airflow, witness):
-    run = airflow.start("deferred", {"witness": str(witness), "epochs": 2})
-    airflow.api.wait_for_run("deferred", run, timeout=120)
-    airflow.api.clear("deferred", run, ["train"])
-    airflow.api.wait_for_run("deferred", run, timeout=120)
-    assert airflow.api.xcom("deferred", run, "train") == {"first": 0, "epochs": 2, "attempt": 2}
-    generations = [one.entry.record.generation for one in airflow.attempts("deferred", run, "train")]
-    assert generations == [1, 2]
-
-
-def test_clearing_a_deferred_stage_stops_its_job_and_continues(airflow, witness):
-    with airflow.told(witness, "hold"):
-        run = airflow.start("deferred", {"witness": str(witness)})
-        before = airflow.wait_for_step("deferred", run, "train", 1)
-        airflow.api.clear("deferred", run, ["train"])
-        airflow.wait_for_step("deferred", run, "train", 2, attempt=2)
-    airflow.api.wait_for_run("deferred", run, timeout=120)
-    assert airflow.api.xcom("deferred", run, "train") == {"first": 1, "epochs": 6, "attempt": 2}
-    assert [one.state for one in airflow.attempts("deferred", run, "train")] == ["cancelled", "succeeded"]
-    assert not airflow.jobs_alive(before.entry.record.id)
-    assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0", "attempt 2 rank 0 first 1"]
-
-
 def test_a_killed_worker_leads_to_reattachment_with_one_job_and_its_result(airflow, witness):
     with airflow.told(witness, "hold"):
         run = airflow.start("synchronous", {"witness": str(witness)})
@@ -94,17 +71,6 @@ def test_a_killed_worker_leads_to_reattachment_with_one_job_and_its_result(airfl
     airflow.api.wait_for_run("synchronous", run, timeout=120)
     assert airflow.api.xcom("synchronous", run, "train") == {"first": 0, "epochs": 6, "attempt": 1}
     assert witness.read_text().splitlines() == ["attempt 1 rank 0 first 0"]
-
-
-def test_clearing_a_stage_while_its_worker_waits_stops_the_job_and_continues(airflow, witness):
-    with airflow.told(witness, "hold"):
-        run = airflow.start("synchronous", {"witness": str(witness)})
-        airflow.wait_for_step("synchronous", run, "train", 1)
-        airflow.api.clear("synchronous", run, ["train"])
-        airflow.wait_for_step("synchronous", run, "train", 2, attempt=2)
-    airflow.api.wait_for_run("synchronous", run, timeout=120)
-    assert airflow.api.xcom("synchronous", run, "train") == {"first": 1, "epochs": 6, "attempt": 2}
-    assert airflow.attempts("synchronous", run, "train")[0].state == "cancelled"
 
 
 def test_a_mistake_in_a_job_is_an_import_error_of_the_dag_file(airflow):

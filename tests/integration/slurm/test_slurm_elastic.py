@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 
 import pytest
+from elastic_training import SLOW, training
 
-from rallypoint import Script, TorchElastic
 from rallypoint.launchers.base import Cursor, Phase
 from rallypoint.launchers.slurm import SlurmLauncher
 from rallypoint.launchers.slurm.states import Meaning
 from rallypoint.spec.gang import Gang, Macro, Role
 from rallypoint.spec.shipment import ARCHIVE, archive
-from rallypoint.stages.attempt import Request
-from rallypoint.stages.news import Narrator
 from rallypoint.stages.rule import State
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
-
-INTERVAL = timedelta(seconds=0.3)
-SLOW = 150.0  # seconds that a machine with much else to do may take for a rendezvous and its ranks' imports
-
-# Data-parallel training that goes on until somebody says that it is enough, with a checkpoint at every step.
-TRAIN = """
-    import sys, time
-    from datetime import timedelta
-    from pathlib import Path
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-    import rallypoint
-
-    enough = Path(sys.argv[1])
-    stage = rallypoint.stage()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=5))
-    model = DistributedDataParallel(torch.nn.Linear(2, 1))
-    checkpoint = stage.latest_checkpoint()
-    step = int(Path(checkpoint, "step").read_text()) if checkpoint else 0
-    while True:
-        model(torch.ones(4, 2)).square().mean().backward()
-        step += 1
-        stage.save_checkpoint(lambda folder: Path(folder, "step").write_text(str(step)), step=step)
-        over = torch.tensor(float(enough.exists()))
-        dist.all_reduce(over, op=dist.ReduceOp.MAX)
-        if over:
-            break
-        time.sleep(0.1)
-    stage.result({"world": stage.world_size})
-    dist.destroy_process_group()
-"""
-QUICK = {"keep_alive_interval": "1", "keep_alive_max_attempt": "3", "last_call_timeout": "2", "read_timeout": "10"}
 
 # Each start leaves a line: which process, on which node. It ends when it is told to, with that exit code.
 WAIT = """
@@ -108,54 +72,34 @@ async def ended(launcher, handle, until, deadline=SLOW):
 
 
 async def test_a_training_grows_when_there_is_a_node_loses_it_and_grows_again(
-    engine_on, launcher, script, until, slurm, tmp_path
+    engine_on, launcher, until, slurm, tmp_path
 ):
     drain(slurm, "n2")
-    folder, engine = tmp_path / "runs", engine_on(launcher)
-    job = TorchElastic(
-        Script(script(TRAIN), [str(tmp_path / "enough")]),
-        nnodes="1:2",
-        nproc_per_node=1,
-        max_restarts=20,
-        rdzv_conf=QUICK,
-        rdzv_timeout=60,
-    )
-    started = await engine.start(job, Request(owner="try-1"))
-    last, said = {}, []
-
-    async def watch():
-        narrator = Narrator()
-        async for update in engine.watch(started.attempt, interval=INTERVAL):
-            last.update(view=update.view, outcome=update.outcome)
-            said.extend(str(news) for news in narrator.tell(update))
-
-    def states():
-        return sorted(slurm.jobs(folder / started.attempt.record.id))
-
-    def trains(size):
-        return last and [world.size for world in last["view"].worlds][-1:] == [size]
-
-    watching = asyncio.create_task(watch())
+    engine = engine_on(launcher)
     try:
-        await until(lambda: trains(1), deadline=SLOW)
-        await until(lambda: states() == ["PENDING", "RUNNING"])
-        slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
-        await until(lambda: trains(2), deadline=SLOW)
-        slurm.kill_node("n2")
-        slurm.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=it died")
-        await until(lambda: trains(1), deadline=SLOW)
-        await until(lambda: states() == ["PENDING", "RUNNING"])
-        slurm.ensure_node("n2")
-        await until(lambda: trains(2), deadline=SLOW)
-        (tmp_path / "enough").touch()
-        await until(lambda: last["outcome"], deadline=SLOW)
+        async with training(engine, tmp_path) as one:
+
+            def states():
+                return sorted(slurm.jobs(tmp_path / "runs" / one.attempt.record.id))
+
+            await until(lambda: one.trains(1), deadline=SLOW)
+            await until(lambda: states() == ["PENDING", "RUNNING"])
+            slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+            await until(lambda: one.trains(2), deadline=SLOW)
+            slurm.kill_node("n2")
+            slurm.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=it died")
+            await until(lambda: one.trains(1), deadline=SLOW)
+            await until(lambda: states() == ["PENDING", "RUNNING"])
+            slurm.ensure_node("n2")
+            await until(lambda: one.trains(2), deadline=SLOW)
+            one.enough()
+            await until(lambda: one.outcome, deadline=SLOW)
     finally:
-        watching.cancel()
         if "drain" in slurm.node_state("n2"):
             slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
-    assert last["outcome"].state is State.SUCCEEDED, last["outcome"].failure.render()
-    assert last["outcome"].result == {"world": 2}
-    assert [line.partition(" (")[0] for line in said if line.startswith("world size")] == [
+    assert one.outcome.state is State.SUCCEEDED, one.outcome.failure.render()
+    assert one.outcome.result["world"] == 2
+    assert [line.partition(" (")[0] for line in one.said if line.startswith("world size")] == [
         "world size 1 → 2",
         "world size 2 → 1",
         "world size 1 → 2",
