@@ -140,6 +140,20 @@ async def test_a_node_that_joined_and_failed_joins_again(launcher, elastic, star
     assert [(end.name, end.exit_code) for end in status.processes] == [("p-0", 0), ("p-1", 0)]
 
 
+async def test_a_node_that_joined_and_is_preempted_joins_again(uri, elastic, starts, until, slurm, tmp_path):
+    launcher = SlurmLauncher.from_uri(uri("low"))
+    handle = await launcher.launch(elastic(1, 2), "rp-low-1")
+    await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
+    argv = ("--partition=high", "--nodelist=n2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 2")
+    slurm.command("sbatch", *argv)
+    await until(lambda: starts().count("p-1 n2") == 2, deadline=SLOW)
+    assert (await launcher.poll(handle)).phase is Phase.RUNNING
+    say_end(tmp_path)
+    status = await ended(launcher, handle, until)
+    assert status.reason == "completed", status
+    assert starts().count("p-0 n1") == 1
+
+
 async def test_a_gang_that_fails_ends_what_joined_it(launcher, elastic, starts, until, tmp_path, jobs_left):
     handle = await launcher.launch(elastic(1, 2), "rp-first-1")
     await until(lambda: len(starts()) == 2, deadline=SLOW)
