@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import logging
+import os
 import sys
 import tempfile
 import textwrap
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# The JVMs of tests live for some seconds, in which an optimising compiler and a parallel collector cost more than they
+# bring: a Spark application that runs for half a minute without them takes twice as long with them, on two busy cores.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 # How fast a machine is decides no test.
 settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-speed")
@@ -118,8 +122,6 @@ def as_dag_file(tmp_path):
 @pytest.fixture(autouse=True)
 def _no_cloud_of_this_machine(monkeypatch):
     """No test sees the credentials or settings of who runs it."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(("AWS_", "AZURE_", "GOOGLE_")):
             monkeypatch.delenv(name)

@@ -94,7 +94,7 @@ class RealAirflow:
         self.api.wait_until(lambda: not self.jobs_alive(attempt) or None, f"the end of {attempt}", timeout=40)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealAirflow]:
     home = tmp_path_factory.mktemp("airflow")
     dags = home / "dags"

@@ -37,7 +37,7 @@ def store(tmp_path_factory):
     return tmp_path_factory.mktemp("prefect") / "store"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def instance(tmp_path_factory, store):
     from prefect_instance import PrefectInstance
 
@@ -49,7 +49,7 @@ def instance(tmp_path_factory, store):
         yield instance
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api(instance):
     """Calls the REST API as the UI does."""
     with Api(instance) as api:
@@ -146,7 +146,7 @@ class Api:
         return self.post("/task_runs/filter", flow_runs={"id": {"any_": [str(flow_run)]}})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(instance, api):
     """Deployments that processes serve: the ids, by the flow's name."""
     names = ["pipeline", "async-pipeline", "pool-pipeline", "hooked-pipeline", "nested-pipeline", "service-pipeline"]
@@ -157,7 +157,7 @@ def served(instance, api):
     return {name: wait_for(lambda name=name: api.deployment(f"{name}/test"), f"{name} served") for name in names}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deploy(instance, api):
     """Deploys the pipeline to a new pool of processes, and returns the deployment's id."""
 
@@ -243,6 +243,11 @@ class Witness:
     @property
     def flow_ended(self):
         return not psutil.pid_exists(self.flow_process)
+
+    def end_flow(self):
+        """End the flow's process, if its worker had to be killed and has left it: as an init system does."""
+        with suppress(ProcessLookupError):
+            os.kill(self.flow_process, signal.SIGTERM)
 
     def clean(self):
         """End what a failed test has left: by its id, as the job itself wrote it."""

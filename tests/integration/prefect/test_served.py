@@ -227,6 +227,7 @@ def test_a_restarted_worker_leaves_jobs_to_the_retry(deploy, reattaches, instanc
     flow_run = api.start(deployment, folder=str(witness))
     until(lambda: witness.waits, "the training waits")
     instance.end("worker-1")
+    witness.end_flow()
     until(lambda: witness.flow_ended, "the flow's process has ended")
     assert api.state(flow_run)["type"] == "RUNNING"  # nobody has told the server
     instance.worker("restarted", name="worker-2")
@@ -241,6 +242,7 @@ def test_a_restarted_serve_leaves_jobs_to_the_retry_and_to_the_reaper(instance, 
 
     def restart(name):
         instance.end(name)
+        witness.end_flow()
         until(lambda: witness.flow_ended, "the flow's process has ended")
         assert witness.job_lives
 

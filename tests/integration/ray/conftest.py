@@ -1,4 +1,4 @@
-"""One real Ray head per session; what a test needs beside it, it starts itself."""
+"""One real Ray head for all of these tests; what a test needs beside it, it starts itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from ray_head import RayHead
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_head():
     """A Ray cluster on this machine: see `RayHead` for its addresses, and for `add_node`."""
     with RayHead(num_cpus=4) as cluster:

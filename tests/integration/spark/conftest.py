@@ -44,7 +44,7 @@ def spark_places(tmp_path_factory):
     return engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def spark_cluster(spark_places):
     """A standalone master and two workers on this machine, which the tests share: see `spark_head.Running`."""
     # Nobody waits for it between two tests; if the session is killed, it ends an hour later.
