@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A master and two workers, which are there before the DAG and after it."""
+    """A master and a worker, which are there before the DAG and after it; `tests/integration/spark` has two."""
     root = tmp_path_factory.mktemp("spark")
     engine = Engine(Store.open(root / "store"), StageKey(("spark", "r1", "cluster")), LocalLauncher(root / "runs"))
-    with spark_head.spark_cluster(engine, workers=2, lease=3600) as running:
+    with spark_head.spark_cluster(engine, workers=1, lease=3600) as running:
         yield running
 
 

@@ -26,7 +26,7 @@ def test_the_flow_trains_both_models_on_a_cluster_that_ends_with_it(prefect, mon
 
     @flow(name="flights-spark-on-a-cluster")
     def pipeline():
-        with service(SparkCluster(workers=2, lease=3600, **spark_head.SMALL), name="cluster") as cluster:
+        with service(SparkCluster(workers=1, lease=3600, **spark_head.SMALL), name="cluster") as cluster:
             seen["daemons"] = daemons_of(cluster)
             made = flights(master=cluster, fraction=0.05, iterations=3, margin=0.2)
             seen["applications"] = spark_head.state_of(cluster)["completedapps"]
@@ -38,13 +38,13 @@ def test_the_flow_trains_both_models_on_a_cluster_that_ends_with_it(prefect, mon
     assert made["rows"] > 2000
     # Features and both trainings ran there, one application each; then nothing of it is left.
     assert [each["state"] for each in seen["applications"]] == ["FINISHED"] * 3
-    assert len(seen["daemons"]) >= 3
+    assert len(seen["daemons"]) >= 2
     _, left = psutil.wait_procs(seen["daemons"], timeout=60)
     assert left == []
 
 
 def daemons_of(cluster):
-    """Return the master and the workers of a cluster, by their command lines."""
+    """Return the master and the worker of a cluster, by their command lines."""
     _, host, port = cluster["master"].replace("//", "").split(":")
     named = {f"spark://{host}:{port}", port}
     found = [(each, spark_head.command_line(each)) for each in psutil.process_iter()]
