@@ -109,7 +109,8 @@ async def test_a_worker_that_dies_is_started_anew(cluster, place, dag, until):
     await until(whole)
 
 
-async def test_a_scheduler_that_dies_is_what_failed(cluster, place, until):
+async def test_a_scheduler_that_dies_is_what_failed(cluster, place, monkeypatch):
+    monkeypatch.setenv("__DASK_PARENT_PID", str(os.getpid()))  # as in a process that has run a nanny of Dask's
     await cluster()
     engine = place("cluster")
     os.kill(await _process(engine, "scheduler-0"), signal.SIGKILL)

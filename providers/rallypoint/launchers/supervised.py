@@ -39,7 +39,9 @@ _SUPERVISE = (
     "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from rallypoint.worker.supervisor import main; "
     "sys.exit(main(sys.argv[2]))"
 )
-_WITHHELD = (*ORCHESTRATORS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_")
+# By the last one a process that had a nanny of Dask's gives a job's scheduler a title of Dask's, which overwrites the
+# environment that an attempt's processes are found by.
+_WITHHELD = (*ORCHESTRATORS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RALLYPOINT_", "__DASK_PARENT_PID")
 
 
 def check_python(
