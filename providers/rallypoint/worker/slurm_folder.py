@@ -24,6 +24,7 @@ from rallypoint.worker.supervisor import read_json, write_json
 JOB, END, RUN, OVER, CANCEL, MEETING = "job.json", "end.json", "run.json", "over.json", "cancel.json", "meeting.json"
 SETTINGS = "slurm.json"  # what the launcher tells the job
 PLACEMENTS = "placements.json"  # the processes of every node
+SHAPE = "shape.json"  # what the loss of a node means
 TIME_LIMIT, FOLLOWED, COMPLETED, TERMINATED = "time limit", "followed", "completed", "terminated"
 HOST_LOST = "host lost"
 TICK = 0.5  # seconds

@@ -11,7 +11,6 @@ from rallypoint.launchers.base import Phase, ProcessEnd, Status
 from rallypoint.launchers.nodes import FOLLOWED, NodeState, Shape, Verdict, merge
 from rallypoint.launchers.run_folder import read_record
 from rallypoint.launchers.slurm.states import Meaning
-from rallypoint.launchers.slurm.submission import SHAPE
 from rallypoint.launchers.supervised import GRACE, ask_end, status_of, write_whole
 from rallypoint.worker import slurm_folder as slurm
 
@@ -156,7 +155,7 @@ class AttemptFolder:
             run: Its number.
             young: Whether a node that has not begun may still come.
         """
-        records, known = self._records(run), read_record(self.path, SHAPE)
+        records, known = self._records(run), read_record(self.path, slurm.SHAPE)
         if not records or known is None:
             return None
         shape = Shape.from_json(known)

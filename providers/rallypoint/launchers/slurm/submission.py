@@ -14,13 +14,13 @@ from rallypoint.launchers.slurm.components import Component, components
 from rallypoint.launchers.supervised import GRACE
 from rallypoint.spec.shipment import ARCHIVE
 from rallypoint.worker import context
-from rallypoint.worker.slurm_folder import PLACEMENTS, SETTINGS
+from rallypoint.worker.slurm_folder import PLACEMENTS, SETTINGS, SHAPE
 
 if TYPE_CHECKING:
     from rallypoint.launchers.slurm.address import Ask
     from rallypoint.spec.gang import Gang
 
-SCRIPT_NAME, SHAPE = "job.sh", "shape.json"
+SCRIPT_NAME = "job.sh"
 SETUP, ARCHIVE_PATH = "RALLYPOINT_SETUP", "RALLYPOINT_ARCHIVE"
 # The same for every job: what differs comes as arguments and variables, so nothing has to be quoted.
 SCRIPT = b"""#!/bin/bash

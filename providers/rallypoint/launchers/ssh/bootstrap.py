@@ -32,7 +32,6 @@ _PARTS = (
     "launchers/slurm/commands.py",
     "launchers/slurm/host.py",
     "launchers/slurm/states.py",
-    "launchers/slurm/submission.py",
     "launchers/ssh/agent.py",
     "launchers/ssh/frames.py",
 )
