@@ -184,6 +184,7 @@ async def test_a_job_that_ends_while_no_controller_answers_is_a_success(
     engine = engine_on(SlurmLauncher.from_uri(uri()))
     started = await engine.start(job, Request(owner="try-1"))
     await until((tmp_path / "up").exists)
+    (node,) = slurm.nodes_of(started.attempt.record.id)
     slurm.stop_controller()
     try:
         (tmp_path / "go").touch()
@@ -191,6 +192,10 @@ async def test_a_job_that_ends_while_no_controller_answers_is_a_success(
         assert update.outcome.state is State.SUCCEEDED
     finally:
         slurm.start_controller()
+        # What Slurm has of the job there would try for minutes to say that it has ended.
+        slurm.kill_node(node)
+        slurm.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=it died")
+        slurm.ensure_node(node)
 
 
 @pytest.mark.parametrize("point", ["after-intent", "after-launch"])
