@@ -10,7 +10,18 @@ from datetime import timedelta
 import pytest
 from spark_head import SMALL, ready
 
-from rallypoint import DaskJob, Function, RayTune, Resources, Script, SparkJob, TensorFlowJob, TorchElastic, search
+from rallypoint import (
+    DaskCluster,
+    DaskJob,
+    Function,
+    RayTune,
+    Resources,
+    Script,
+    SparkJob,
+    TensorFlowJob,
+    TorchElastic,
+    search,
+)
 from rallypoint.frameworks.ray.cluster import RayCluster
 from rallypoint.frameworks.spark.cluster import SparkCluster
 from rallypoint.spec.failure import Kind
@@ -189,6 +200,22 @@ async def test_dask_runs_as_a_job(engine_on, launcher, followed):
     update, _ = await followed(engine, started.attempt)
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
     assert update.outcome.result == 6
+
+
+async def test_a_dask_job_runs_on_a_cluster_that_slurm_runs(engine_on, launcher, followed, slurm):
+    service = engine_on(launcher, "cluster")
+    cluster = await service.start(DaskCluster(workers=1, threads_per_worker=2), Request(owner="try-1"))
+    try:
+        address = await ready(service, cluster)
+        assert sorted(slurm.nodes_of(cluster.attempt.record.id)) == ["n1", "n2"]
+        job = DaskJob(Function(total, by_value=True), cluster=address)
+        started = await engine_on(launcher, "total").start(job, Request(owner="try-1"))
+        update, _ = await followed(engine_on(launcher, "total"), started.attempt)
+        assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
+        assert update.outcome.result == 6
+    finally:
+        await service.cancel(cluster.attempt.record.number, owner=None, why="the test is over")
+    assert (await service.inspect(cluster.attempt.record.number)).state is State.CANCELLED
 
 
 async def test_a_spark_job_runs_on_a_cluster_that_slurm_runs(engine_on, launcher, followed, slurm):
