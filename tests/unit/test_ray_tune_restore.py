@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,21 @@ def test_what_has_ended_since_the_search_saved_itself_does_not_count_as_running(
     second.restore_from_dir(str(tmp_path))
     assert ended.trial_id != runs.trial_id
     assert len(given_out(second)) == 1
+
+
+def test_what_was_given_out_since_the_search_saved_itself_is_not_given_out_again(tmp_path):
+    first = generator(algorithm("random", None), tmp_path)
+    before = [first.next_trial()]
+    first.save_to_dir(str(tmp_path), "session")
+    before += [first.next_trial(), first.next_trial()]
+    ids = [trial.trial_id for trial in before]
+    record = {"trial_data": [[json.dumps({"trial_id": each, "status": "RUNNING"}), "{}"] for each in ids]}
+    (tmp_path / "experiment_state-session.json").write_text(json.dumps(record))
+    second = generator(algorithm("random", None), tmp_path)
+    second.restore_from_dir(str(tmp_path))
+    after = [trial.trial_id for trial in given_out(second)]
+    assert not set(after) & set(ids)
+    assert len(after) == 9 - 3
 
 
 def test_a_limit_can_be_given_to_a_search_that_had_none_and_taken_from_one_that_had(tmp_path):

@@ -77,8 +77,8 @@ def _variants() -> Any:
     """Return Ray Tune's generator of random values and grids, mended for a restored sweep.
 
     What it saved of itself may be older than the record of the trials. Trials that have ended since would count as
-    running for ever, and with `max_concurrent_trials` no other would start. And how many may run is what this attempt
-    says, not the first one.
+    running for ever, and with `max_concurrent_trials` no other would start; those that it has given out since, it would
+    give out again. And how many may run is what this attempt says, not the first one.
     """
     base: Any = importlib.import_module("ray.tune.search.basic_variant").BasicVariantGenerator
 
@@ -90,6 +90,10 @@ def _variants() -> Any:
             super().restore_from_dir(dirpath)
             self.max_concurrent = most
             self._live_trials = unfinished_trials(Path(dirpath))
+            known = {trial["trial_id"] for trial in _recorded(Path(dirpath))}
+            for variants in self._iterators:
+                while f"{variants.uuid_prefix}{variants.counter:05d}" in known:
+                    next(variants)
 
     return Variants
 
@@ -126,11 +130,14 @@ def set_concurrency(search: Any, most: int | None, unfinished: Collection[str] |
 
 def unfinished_trials(sweep: Path) -> set[str]:
     """Return the ids of the trials that the newest record of a sweep shows without an end."""
+    return {trial["trial_id"] for trial in _recorded(sweep) if trial["status"] not in {"TERMINATED", "ERROR"}}
+
+
+def _recorded(sweep: Path) -> list[dict[str, Any]]:
+    """Return the trials of the newest record of a sweep."""
     records = sorted(sweep.glob("experiment_state*.json"), key=lambda path: path.name)
-    if not records:
-        return set()
-    trials = [json.loads(state) for state, _ in json.loads(records[-1].read_text(encoding="utf-8"))["trial_data"]]
-    return {trial["trial_id"] for trial in trials if trial["status"] not in {"TERMINATED", "ERROR"}}
+    data = json.loads(records[-1].read_text(encoding="utf-8"))["trial_data"] if records else []
+    return [json.loads(state) for state, _ in data]
 
 
 def scheduler(settings: Mapping[str, Any] | None) -> Any:
