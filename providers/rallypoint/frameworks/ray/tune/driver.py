@@ -16,6 +16,7 @@ from rallypoint.frameworks.ray.tune.record import copies_of, mend_record
 from rallypoint.frameworks.ray.tune.table import FAILED, FINISHED, STOPPED, TrialRow, write_table
 from rallypoint.frameworks.ray.tune.trial import Trainable
 from rallypoint.frameworks.ray.tune.trials import best_of, rows_of, tell_failures
+from rallypoint.frameworks.ray.tune.watch import TooManyFailed, Watch, in_ray
 from rallypoint.worker.stage import stage
 
 if TYPE_CHECKING:
@@ -155,14 +156,12 @@ class Sweeps:
     def _new(self, number: int, samples: int, name: str, left: float | None, copies: Path | None) -> Any:
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-        from rallypoint.frameworks.ray.tune.watch import TooManyFailed, Watch
-
         settings = self._settings
         optuna = settings["search"] == "optuna"
         known = [
             (row.config, row.objective) for row in self._rows if row.objective is not None and row.status != FAILED
         ]
-        watch = Watch(self.total, len(self._rows), settings["metric"], settings["mode"], copies)
+        watch = in_ray(Watch, "Callback")(self.total, len(self._rows), settings["metric"], settings["mode"], copies)
         return Tuner(
             self._trainable(),
             param_space={} if optuna else {key: searching.ray_domain(each) for key, each in self._domains.items()},
@@ -182,7 +181,7 @@ class Sweeps:
                 failure_config=FailureConfig(max_failures=settings["max_failures"]),
                 checkpoint_config=CheckpointConfig(num_to_keep=settings["num_to_keep"]),
                 callbacks=[watch],
-                stop=TooManyFailed(settings["max_failed_trials"]),
+                stop=in_ray(TooManyFailed, "Stopper")(settings["max_failed_trials"]),
                 verbose=0,
             ),
         )
@@ -220,8 +219,6 @@ def _set_limits(tuner: Any, settings: Mapping[str, Any], left: float | None, swe
         left: Seconds that are left of the time budget; None if there is none.
         sweep: The sweep's folder; None in a bucket.
     """
-    from rallypoint.frameworks.ray.tune.watch import TooManyFailed
-
     inner = getattr(tuner, "_local_tuner", None)
     if inner is None:  # another Ray Tune: the limits of the first attempt hold
         return
@@ -231,4 +228,4 @@ def _set_limits(tuner: Any, settings: Mapping[str, Any], left: float | None, swe
     tuned.max_concurrent_trials = None  # the search algorithm has the limit
     tuned.search_alg = searching.set_concurrency(tuned.search_alg, settings["max_concurrent_trials"], unfinished)
     ran.failure_config.max_failures = settings["max_failures"]
-    ran.stop = TooManyFailed(settings["max_failed_trials"])
+    ran.stop = in_ray(TooManyFailed, "Stopper")(settings["max_failed_trials"])

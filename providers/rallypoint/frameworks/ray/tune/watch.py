@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
 from pathlib import Path
+from types import new_class
 from typing import TYPE_CHECKING, Any
-
-from ray.tune import Callback, Stopper  # noqa: TID253 - this module is imported in the job's driver alone
 
 from rallypoint.frameworks.ray.tune.record import keep_record
 from rallypoint.worker import process
@@ -20,7 +20,7 @@ DONE, FAILED, RUNNING = "TERMINATED", "ERROR", "RUNNING"  # Ray Tune's words
 _INTERVAL = 2.0  # seconds between two copies
 
 
-class Watch(Callback):
+class Watch:
     """Reports the sweep's progress: trials done, running and failed, and the best so far.
 
     Args:
@@ -78,7 +78,7 @@ class Watch(Callback):
         return value * self._sign, trial.config
 
 
-class TooManyFailed(Stopper):
+class TooManyFailed:
     """Stops the sweep when more trials have failed than may.
 
     Args:
@@ -97,6 +97,16 @@ class TooManyFailed(Stopper):
     def stop_all(self) -> bool:
         """Return whether every trial is to be stopped."""
         return self._most is not None and self.seen > self._most
+
+
+def in_ray(kind: type[Any], base: str) -> type[Any]:
+    """Return a class of this module as one of Ray Tune's, which only the job has.
+
+    Args:
+        kind: `Watch` or `TooManyFailed`.
+        base: ``"Callback"`` or ``"Stopper"``.
+    """
+    return new_class(kind.__name__, (kind, getattr(importlib.import_module("ray.tune"), base)))
 
 
 def _plain(value: Any) -> Any:
