@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from gate import Gate
 
 from rallypoint.launchers.local import LocalLauncher
 from rallypoint.spec.gang import Gang, Macro, Role
@@ -88,6 +89,13 @@ def script(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A gate, called ``go``, at which a test's jobs wait."""
+    with Gate(tmp_path / "go") as made:
+        yield made
 
 
 @pytest.fixture

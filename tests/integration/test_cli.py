@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from gate import Gate
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 JOBS = '''
 """Jobs for the tests; `Plain` runs a function in one process and needs nothing but Python."""
 
-import time
+import os
+import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -62,8 +65,7 @@ def work(witness, value):
 def wait(witness, gate):
     helpers.sign(witness)
     print("waiting", flush=True)
-    while not Path(gate).exists():
-        time.sleep(0.05)
+    select.select([os.open(gate, os.O_RDONLY | os.O_NONBLOCK)], [], [])
     return {"waited": True}
 
 
@@ -102,6 +104,7 @@ class Place:
         self.jobs = folder / "jobs.py"
         self.jobs.write_text(JOBS)
         (folder / "helpers.py").write_text(HELPERS)
+        self.gate = Gate(folder / "gate")
         self.store = folder / "store"
         # A terminal's width is none of a pipe's, and some library sets it for the process of the tests.
         strange = ("RALLYPOINT", "AIRFLOW", "COLUMNS")
@@ -132,7 +135,7 @@ class Place:
         return file.read_text().splitlines() if file.exists() else []
 
     def open_gate(self):
-        (self.folder / "gate").touch()
+        self.gate.open()
 
     def processes(self, attempt=None):
         """The living processes of this place's attempts, by the environment that marks them."""
@@ -154,6 +157,7 @@ class Place:
             if process.poll() is None:
                 process.kill()
             process.communicate()
+        self.gate.close()
         left = self.processes()
         for process in left:
             process.kill()
@@ -184,11 +188,8 @@ def done(tmp_path_factory):
 
 
 def eventually(condition, timeout=20):
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-    return value
+    look = Retrying(retry=retry_if_result(operator.not_), stop=stop_after_delay(timeout), wait=wait_fixed(0.05))
+    return look(condition)
 
 
 def state_of(place, stage):

@@ -68,28 +68,26 @@ def command_lines():
 # Secrets -------------------------------------------------------------------------------------------------------------
 
 PROVES = """
-    import hashlib, os, sys, time
+    import hashlib, os, select, sys
     from pathlib import Path
     import rallypoint
 
     print("proof", hashlib.sha256(os.environ["TOKEN"].encode()).hexdigest(), flush=True)
     rallypoint.stage().report(step=1, total=2)
-    while not Path(sys.argv[1]).exists():
-        time.sleep(0.02)
+    select.select([os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)], [], [])
     rallypoint.stage().save_checkpoint(lambda folder: Path(folder, "x").write_text("x"))
     {end}
 """
 
 
 @pytest.mark.parametrize("end", ["rallypoint.stage().result(1)", "raise ValueError('loss is NaN')"])
-async def test_a_secret_is_in_the_jobs_environment_and_nowhere_else(engine, script, tmp_path, until, end):
-    go = tmp_path / "go"
-    job = PythonJob(Script(script(PROVES.format(end=end)), [str(go)]), secrets={"TOKEN": SECRET})
+async def test_a_secret_is_in_the_jobs_environment_and_nowhere_else(engine, script, gate, tmp_path, until, end):
+    job = PythonJob(Script(script(PROVES.format(end=end)), [str(gate.path)]), secrets={"TOKEN": SECRET})
     started = await engine.start(job, Request(owner="x"))
     run_dir = Path(started.attempt.handle.details["run_dir"])
     await until(lambda: PROOF in (run_dir / "logs" / "main-0.log").read_text())
     running = command_lines()
-    go.touch()
+    gate.open()
     outcome, lines = await finish(engine, started)
     assert any(PROOF in line for line in lines)  # it got the secret, and the log is the task's
     assert outcome.state is (State.FAILED if "raise" in end else State.SUCCEEDED)

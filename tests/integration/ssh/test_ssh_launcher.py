@@ -26,7 +26,7 @@ from rallypoint.worker import hostprocs
 ID = "rp-train-0123456789-a1"
 # Says what it was told, and what it is to do: wait, end, or end with an error on one host.
 CODE = """
-import os, signal, sys, time
+import os, select, signal, sys
 from pathlib import Path
 folder, what = Path(sys.argv[1]), sys.argv[2]
 name = os.environ["RALLYPOINT_PROCESS"]
@@ -35,18 +35,16 @@ with open(folder / "starts", "a") as file:
 print(name, *sys.argv[3:], os.environ.get("TOKEN", "")[::-1], flush=True)
 if what == "fails" and name.endswith("-1"):
     sys.exit(3)
-if what == "speaks on one":
-    for _ in range(6 if name.endswith("-0") else 0):
-        time.sleep(1)
-        print("still here", flush=True)
-    (folder / "go").touch() if name.endswith("-0") else None
-while what != "ends" and not (folder / "go").exists():
-    time.sleep(0.05)
+gate = os.open(folder / "go", os.O_RDONLY | os.O_NONBLOCK)
+while what == "speaks on one" and name.endswith("-0") and not select.select([gate], [], [], 1)[0]:
+    print("still here", flush=True)
+if what != "ends":
+    select.select([gate], [], [])
 """
 
 
 @pytest.fixture
-def gang(tmp_path):
+def gang(tmp_path, gate):
     def make(what="ends", *, replicas=2, least=None, secrets=None, **more):
         argv = (Macro.PYTHON, "-c", CODE, str(tmp_path), what, Macro.HOST, Macro.ADDRESS, Macro.port("p"), Macro.NODES)
         role = Role(name="p", argv=argv, replicas=replicas, min_replicas=least, ports=("p",))
@@ -248,13 +246,20 @@ async def test_a_host_that_returns_with_a_part_of_an_older_attempt_ends_it(
     assert hostprocs.start_time(left) is None
 
 
-async def test_a_gang_is_hung_only_if_no_host_says_a_word(launcher, gang, ended, starts):
+async def test_a_gang_is_hung_only_if_no_host_says_a_word(launcher, gang, gate, ended, until):
     handle = await launcher.launch(gang("waits", stall_timeout=3.0), ID)
     status = await ended(handle)
     assert (status.phase, status.reason) == (Phase.ENDED, "stalled")
     assert "no event and no output from any process on any host for " in status.message
     assert "was doing this" in status.message
     spoken = await launcher.launch(gang("speaks on one", stall_timeout=3.0), ID[:-1] + "2")
+
+    async def has_spoken():
+        said = [chunk.data async for chunk in launcher.logs(spoken, Cursor()) if chunk.process == "p-0"]
+        return b"".join(said).count(b"still here") >= 6  # one each second, while the other one is silent
+
+    await until(has_spoken)
+    gate.open()
     assert (await ended(spoken)).reason == "completed"
 
 
@@ -262,7 +267,7 @@ async def test_a_gang_is_hung_only_if_no_host_says_a_word(launcher, gang, ended,
 
 
 async def test_an_elastic_gang_starts_without_a_host_that_comes_late_dies_and_comes_back(
-    launcher, gang, hosts, starts, until, tmp_path, ended
+    launcher, gang, hosts, starts, until, gate, ended
 ):
     hosts[1].kill()
     elastic = gang("waits", replicas=4, least=1, secrets={"TOKEN": "terces"})
@@ -283,7 +288,7 @@ async def test_an_elastic_gang_starts_without_a_host_that_comes_late_dies_and_co
         if count == 2:
             hosts[1].kill()
     assert set(running) == {Phase.RUNNING}
-    (tmp_path / "go").touch()
+    gate.open()
     status = await ended(handle)
     assert (status.reason, [end.exit_code for end in status.processes]) == ("completed", [0, 0])
     said = {chunk.process: chunk.data.decode().split() async for chunk in launcher.logs(handle, Cursor())}
@@ -305,7 +310,7 @@ async def test_a_cancelled_elastic_gang_takes_in_nobody(launcher, gang, hosts, s
 # On their own --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_that_drops_ends_nothing_and_comes_back(launcher, waiting, hosts, starts, tmp_path, ended):
+async def test_a_connection_that_drops_ends_nothing_and_comes_back(launcher, waiting, hosts, starts, gate, ended):
     handle = await waiting()
     for host in hosts:
         for pid in host.processes:
@@ -314,11 +319,11 @@ async def test_a_connection_that_drops_ends_nothing_and_comes_back(launcher, wai
     for _ in range(3):
         assert (await launcher.poll(handle)).phase is Phase.RUNNING
     assert all(hostprocs.start_time(pid) is not None for _, pid, _ in starts())
-    (tmp_path / "go").touch()
+    gate.open()
     assert (await ended(handle)).reason == "completed"
 
 
-async def test_a_gang_outlives_a_cut_link_that_is_healed_in_time(uri, network, gang, hosts, tmp_path, until, starts):
+async def test_a_gang_outlives_a_cut_link_that_is_healed_in_time(uri, network, gang, hosts, gate, until, starts):
     launcher = SSHLauncher.from_uri(uri(lost_after=600), {"client_keys": str(network.key)})
     handle = await launcher.launch(gang("waits"), ID)
     await until(lambda: len(starts()) == 2)
@@ -326,7 +331,7 @@ async def test_a_gang_outlives_a_cut_link_that_is_healed_in_time(uri, network, g
     began = time.monotonic()
     assert (await launcher.poll(handle)).phase is Phase.RUNNING
     assert time.monotonic() - began < 15  # it waits for a silent host, but not long
-    (tmp_path / "go").touch()
+    gate.open()
     await until(lambda: all(hostprocs.start_time(pid) is None for _, pid, _ in starts()))
     assert (await launcher.poll(handle)).phase is Phase.RUNNING
     hosts[1].link_up()
@@ -405,13 +410,11 @@ async def test_a_survey_compares_the_hosts(launcher, hosts):
 # Removed -------------------------------------------------------------------------------------------------------------
 
 
-async def test_what_an_attempt_left_is_removed_and_it_never_starts_again(
-    launcher, gang, waiting, starts, ended, tmp_path
-):
+async def test_what_an_attempt_left_is_removed_and_it_never_starts_again(launcher, gang, waiting, starts, ended, gate):
     handle = await waiting()
     with pytest.raises(LaunchError, match="still running"):
         await launcher.clean(ID, forget=False)
-    (tmp_path / "go").touch()
+    gate.open()
     await ended(handle)
     assert await launcher.left(ID) > 100_000
     await launcher.clean(ID, forget=False)
