@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rallypoint.frameworks.ray.tune.space import Choice, Grid, Normal, RandInt, Uniform, domain_from_json
+from rallypoint.frameworks.ray.tune.watch import DONE, FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -130,7 +131,7 @@ def set_concurrency(search: Any, most: int | None, unfinished: Collection[str] |
 
 def unfinished_trials(sweep: Path) -> set[str]:
     """Return the ids of the trials that the newest record of a sweep shows without an end."""
-    return {trial["trial_id"] for trial in _recorded(sweep) if trial["status"] not in {"TERMINATED", "ERROR"}}
+    return {trial["trial_id"] for trial in _recorded(sweep) if trial["status"] not in {DONE, FAILED}}
 
 
 def _recorded(sweep: Path) -> list[dict[str, Any]]:
