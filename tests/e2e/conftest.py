@@ -59,6 +59,15 @@ class RealAirflow:
         what = f"step {step} of attempt {attempt} of {dag_id}.{task_id}"
         return self.api.wait_until(reached, what, timeout=120, explain=lambda: self.api.describe(dag_id, run_id))
 
+    def wait_for_words(self, dag_id: str, run_id: str, task_id: str, *words: str) -> None:
+        """Wait until the log of the first try has one of some words."""
+
+        def log() -> str:
+            return self.api.log(dag_id, run_id, task_id, 1)
+
+        what = f"one of {words} in the log of {dag_id}.{task_id}"
+        self.api.wait_until(lambda: any(word in log() for word in words) or None, what, timeout=120, explain=log)
+
     def jobs_alive(self, attempt: str) -> list[int]:
         """Return the living processes of an attempt."""
         return hostprocs.of_run(str(self.instance.home / "rallypoint" / "runs" / attempt))

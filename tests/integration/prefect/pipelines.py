@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from prefect import flow, serve
+from prefect import flow, get_client, serve
+from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import flow_run
 from prefect.task_runners import ProcessPoolTaskRunner
@@ -62,6 +63,18 @@ def check(folder: str) -> None:
         file.write("checked\n")
 
 
+def hear_of_suspension() -> None:
+    """Have this process know that its run is suspended.
+
+    Prefect's observer (3.7) reads the run's state at the event, which the server sends before it has stored the state:
+    it then finds the run *Running*, and does not look again.
+    """
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+    if state.is_paused():
+        FlowRunContext.get().flow_run_suspension_request.mark_requested(state)
+
+
 def note_process(folder: str) -> None:
     with Path(folder, "flow").open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -76,6 +89,8 @@ def pipeline(folder: str, how: str = "direct"):
     if how == "suspend":
         suspend_flow_run(timeout=3600)
     trained = train(folder, data)
+    if how == "suspend":
+        hear_of_suspension()
     check(folder)
     return trained
 
