@@ -50,7 +50,7 @@ RULES: tuple[FailureRule, ...] = (
     ),
     FailureRule(
         "an error in the user's code", Kind.USER,
-        "correct the code, then clear the task: it continues from the last checkpoint",
+        "correct the code, then retry the stage: it continues from the last checkpoint",
         exception=r"(^|\.)(TypeError|NameError|AttributeError|UnboundLocalError|NotImplementedError)$",
     ),
     FailureRule(
@@ -115,14 +115,14 @@ LOST = FailureRule(
     "lost", Kind.RETRYABLE, "the host was restarted or its processes killed; the retry continues", retry_after=0
 )
 SILENT = FailureRule("ended without a word", Kind.UNKNOWN, "look for os._exit or a native crash at exit")
-PREFLIGHT = FailureRule("cannot run here", Kind.USER, "correct what the message names, then clear the task")
+PREFLIGHT = FailureRule("cannot run here", Kind.USER, "correct what the message names, then retry the stage")
 LAUNCH = FailureRule("could not be launched", Kind.RETRYABLE, "see the message", retry_after=30)
-STOPPED = FailureRule("stopped", Kind.CANCELLED, "clear or run it again to start a new one")
+STOPPED = FailureRule("stopped", Kind.CANCELLED, "retry the stage to start a new one")
 SERVICE_ENDED = FailureRule(
     "the service ended by itself", Kind.RETRYABLE, "look at its last lines; a retry starts a new one", retry_after=0
 )
 BY_REASON = {
-    "cancelled": FailureRule("cancelled", Kind.CANCELLED, "clear the task to continue from the last checkpoint"),
+    "cancelled": FailureRule("cancelled", Kind.CANCELLED, "retry the stage to continue from the last checkpoint"),
     "stalled": FailureRule(
         "stalled",
         Kind.RETRYABLE,

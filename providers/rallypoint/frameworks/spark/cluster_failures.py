@@ -14,7 +14,7 @@ CLUSTER_RULES: tuple[FailureRule, ...] = (
     ),
     *daemon_rules("Spark's service"),
     FailureRule(
-        "the cluster cannot be asked", Kind.USER, "correct what the message names, then clear the task",
+        "the cluster cannot be asked", Kind.USER, "correct what the message names, then retry the stage",
         exception=rf"{_OURS}.*(SetupError|ManagerRefusedError)$",
     ),
     FailureRule(

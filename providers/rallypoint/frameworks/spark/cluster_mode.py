@@ -156,7 +156,7 @@ def _end_older(manager: Manager, attempt: str) -> None:
         if time.monotonic() > deadline:
             msg = (
                 f"the applications {', '.join(each.id for each in left)} of older attempts still live "
-                f"{_OLDER_SECONDS:g} s after {manager.name} was told to kill them: end them, then clear the task"
+                f"{_OLDER_SECONDS:g} s after {manager.name} was told to kill them: end them, then retry the stage"
             )
             raise OlderApplicationError(msg)
         _stop.wait(1.0)

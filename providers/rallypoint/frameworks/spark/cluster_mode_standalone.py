@@ -197,7 +197,7 @@ class Standalone:
             msg = (
                 f"{written.attempt} was being submitted when its tracker was killed, and these drivers of "
                 f"{written.main_class} may be it: {', '.join(sorted(doubtful))}. Nothing is submitted while one of "
-                "them lives: wait for its end or kill it on the master's page, then clear the task"
+                "them lives: wait for its end or kill it on the master's page, then retry the stage"
             )
             raise OlderApplicationError(msg)
 

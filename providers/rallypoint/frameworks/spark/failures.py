@@ -10,7 +10,7 @@ _OURS = r"^rallypoint\.frameworks\.spark\."
 FAILURE_RULES: tuple[FailureRule, ...] = (
     *CLUSTER_RULES,
     FailureRule(
-        "Spark cannot start here", Kind.USER, "correct what the message names, then clear the task",
+        "Spark cannot start here", Kind.USER, "correct what the message names, then retry the stage",
         exception=rf"{_OURS}.*(JavaMissingError|FileMissingError|SecretMissingError|S3AMissingError)$",
     ),
     FailureRule(
