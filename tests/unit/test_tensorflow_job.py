@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rallypoint import CloudTPU, Script, TensorFlowJob
+from rallypoint import CloudTPU, Resources, Script, TensorFlowJob
 from rallypoint.errors import InvalidJobError
 from rallypoint.frameworks.tensorflow import strategy, task
 from rallypoint.frameworks.tensorflow.cluster import Cluster, Member, Task, rank_variables
@@ -71,6 +71,23 @@ def test_only_workers_of_parameter_servers_may_be_lost_and_one_of_them_has_to_st
     assert may_lose(strategy="parameter_server", workers=3) == {"chief": 0, "worker": 2, "ps": 0}
     assert may_lose(strategy="parameter_server", workers=1) == {"chief": 0, "worker": 0, "ps": 0}
     assert may_lose(strategy="multi_worker_mirrored", workers=3) == {"worker": 0}
+
+
+def test_each_type_asks_for_what_it_needs_and_what_gets_no_gpu_asks_for_none():
+    asked = {"resources": Resources(cpus=8, gpus=1), "strategy": "parameter_server", "evaluator": True}
+    big = Resources(cpus=4, memory="64GiB")
+    without_gpu = Resources(cpus=8)
+
+    def resources(**options):
+        return {role.name: role.resources for role in job(**options).roles()}
+
+    workers = {"worker": asked["resources"], "evaluator": asked["resources"]}
+    assert resources(**asked) == {"chief": without_gpu, "ps": without_gpu, **workers}
+    assert resources(**asked, task_resources={"ps": big}) == {"chief": without_gpu, "ps": big, **workers}
+    with pytest.raises(InvalidJobError, match=r"task_resources.*chief, worker, ps, evaluator"):
+        job(**asked, task_resources={"server": big})
+    with pytest.raises(InvalidJobError, match="task_resources"):
+        job(**asked, task_resources={"ps": {"cpus": 4}})
 
 
 def test_all_processes_meet_at_a_port_of_the_first_host():

@@ -9,11 +9,12 @@ from rallypoint.airflow.operators.base import StageOperator
 from rallypoint.frameworks.tensorflow.job import TensorFlowJob
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from airflow.sdk import BaseOperatorLink
 
     from rallypoint.frameworks.tensorflow.job import CloudTPU
+    from rallypoint.spec.resources import Resources
 
 
 class TensorFlowOperator(StageOperator):
@@ -35,6 +36,7 @@ class TensorFlowOperator(StageOperator):
         evaluator: bool = False,
         evaluator_grace: float = 30.0,
         gpus: int | Sequence[int] | None = None,
+        task_resources: Mapping[str, Resources] | None = None,
         memory_growth: bool = True,
         logical_devices: int | str | None = None,
         keras: str = "3",
@@ -48,9 +50,9 @@ class TensorFlowOperator(StageOperator):
     ) -> None:
         options = {
             "strategy": strategy, "workers": workers, "chief": chief, "parameter_servers": parameter_servers,
-            "evaluator": evaluator, "evaluator_grace": evaluator_grace, "gpus": gpus, "memory_growth": memory_growth,
-            "logical_devices": logical_devices, "keras": keras, "communication": communication,
-            "collective_timeout": collective_timeout, "join_timeout": join_timeout, "tpu": tpu,
-            "xla_flags": xla_flags, "jit_compile": jit_compile,
+            "evaluator": evaluator, "evaluator_grace": evaluator_grace, "gpus": gpus,
+            "task_resources": task_resources or {}, "memory_growth": memory_growth, "logical_devices": logical_devices,
+            "keras": keras, "communication": communication, "collective_timeout": collective_timeout,
+            "join_timeout": join_timeout, "tpu": tpu, "xla_flags": xla_flags, "jit_compile": jit_compile,
         }  # fmt: skip
         super().__init__(job_options=options, **kwargs)

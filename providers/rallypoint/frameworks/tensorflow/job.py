@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rallypoint.errors import InvalidJobError
@@ -11,9 +11,10 @@ from rallypoint.frameworks.tensorflow.cluster import CHIEF, EVALUATOR, SERVER, W
 from rallypoint.spec.failure import FailureRule, Kind
 from rallypoint.spec.gang import Macro, Role, has_macro
 from rallypoint.spec.job import Job
+from rallypoint.spec.resources import Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rallypoint.spec.gang import Gang
 
@@ -69,9 +70,9 @@ class CloudTPU:
     project: str | None = None
 
     def __post_init__(self) -> None:
-        for field, value in asdict(self).items():
+        for name, value in asdict(self).items():
             if value is not None and (not isinstance(value, str) or not value or has_macro(value)):
-                raise InvalidJobError("CloudTPU", field, got=value, expected="a name, without ${rallypoint:…}")
+                raise InvalidJobError("CloudTPU", name, got=value, expected="a name, without ${rallypoint:…}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,9 @@ class TensorFlowJob(Job):
         evaluator_grace: Seconds that the evaluator has for its own end once the others are done.
         gpus: How many GPUs each process gets; or the numbers of those that the processes of a host divide among
             themselves; None for all. The chief of a parameter server job and its servers get none.
+        task_resources: What the processes of a type ask of their hosts instead of `resources`, such as
+            ``{"ps": Resources(cpus=4, memory="64GiB")}``; the types are ``chief``, ``worker``, ``ps`` and
+            ``evaluator``. Without it the chief and the servers of a parameter server job ask for no GPU.
         memory_growth: Whether TensorFlow takes a GPU's memory only as it needs it.
         logical_devices: For ``"mirrored"`` on a CPU: into how many devices to split it.
         keras: ``"3"``, or ``"legacy"`` for Keras 2 (the package ``tf-keras``). ``fit`` of Keras 3 does not work with
@@ -134,6 +138,7 @@ class TensorFlowJob(Job):
     evaluator: bool = False
     evaluator_grace: float = 30.0
     gpus: int | Sequence[int] | None = None
+    task_resources: Mapping[str, Resources] = field(default_factory=dict)
     memory_growth: bool = True
     logical_devices: int | str | None = None
     keras: str = "3"
@@ -182,6 +187,12 @@ class TensorFlowJob(Job):
         if self.parameter_servers is not None and self.strategy != PARAMETER_SERVER:
             expected = f"None for {self.strategy!r}"
             raise self.invalid("parameter_servers", self.parameter_servers, expected, f"take {PARAMETER_SERVER!r}")
+        asked: Any = self.task_resources
+        types = self._sizes()
+        if not hasattr(asked, "items") or not all(
+            kind in types and isinstance(each, Resources) for kind, each in asked.items()
+        ):
+            raise self.invalid("task_resources", asked, f"Resources of processes that there are: {', '.join(types)}")
 
     def _check_devices(self) -> None:
         gpus: object = self.gpus
@@ -213,6 +224,13 @@ class TensorFlowJob(Job):
         if of_servers:
             sizes[SERVER] = int(self.parameter_servers or 1)
         return sizes | ({EVALUATOR: 1} if self.evaluator else {})
+
+    def _asked(self, kind: str) -> Resources:
+        """What a process of a type asks of its host."""
+        if kind in self.task_resources:
+            return self.task_resources[kind]
+        without_gpu = self.strategy == PARAMETER_SERVER and kind in (CHIEF, SERVER)
+        return replace(self.resources, gpus=0) if without_gpu else self.resources
 
     def settings(self) -> dict[str, Any]:
         """Return what the driver is told, as a JSON object."""
@@ -269,7 +287,7 @@ class TensorFlowJob(Job):
                 argv=argv,
                 env=self.environment(),
                 ports=(_RENDEZVOUS,) if kind == first and sum(sizes.values()) > 1 else (),
-                resources=self.resources,
+                resources=self._asked(kind),
                 # The coordinator gives a lost worker's work to the others.
                 may_lose=count - 1 if self.strategy == PARAMETER_SERVER and kind == WORKER else 0,
             )
