@@ -100,6 +100,10 @@ class AirflowApi:
         """Let the scheduler start the runs of a DAG."""
         self.request("PATCH", f"/dags/{quote(dag_id)}", json={"is_paused": False})
 
+    def pause(self, dag_id: str) -> None:
+        """Have the scheduler start no run of a DAG, and no task of its runs."""
+        self.request("PATCH", f"/dags/{quote(dag_id)}", json={"is_paused": True})
+
     def task_ids(self, dag_id: str) -> list[str]:
         """Return the tasks of a DAG, each after those it depends on."""
         tasks = self.request("GET", f"/dags/{quote(dag_id)}/tasks")["tasks"]

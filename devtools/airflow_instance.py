@@ -43,6 +43,8 @@ _SETTINGS = {
     "API__WORKERS": "1",
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     "DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    # By default every file is read again every 30 s, which keeps a core busy. One that has changed is read at once.
+    "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     "LOGGING__COLORED_CONSOLE_LOG": "False",
     "USAGE_DATA_COLLECTION__ENABLED": "False",
 }

@@ -72,20 +72,29 @@ class RealAirflow:
         """Return the living processes of an attempt."""
         return hostprocs.of_run(str(self.instance.home / "rallypoint" / "runs" / attempt))
 
-    def wait_alone(self, dag_id: str, run_id: str) -> None:
-        """Wait until a run has begun, and end the one that the DAG's own schedule makes beside it."""
-
-        def begun() -> bool | None:
-            self.api.end_other_runs(dag_id, run_id)
-            return self.api.dag_run(dag_id, run_id).state != "queued" or None
-
-        self.api.wait_until(begun, f"{run_id} of {dag_id} to begin", timeout=60)
-
     def start(self, dag_id: str, conf: dict[str, object] | None = None) -> str:
         self.api.wait_until_parsed(dag_id)
         run = self.api.trigger(dag_id, conf or {})
         self.api.unpause(dag_id)
         return run
+
+    @contextmanager
+    def alone(self, dag_id: str, conf: dict[str, object]) -> Iterator[str]:
+        """Start a run of a DAG with a schedule, without one of the schedule's beside it, and pause the DAG at the end.
+
+        A schedule makes a run as soon as its DAG is no longer paused, and others while Airflow lives.
+        """
+        run = self.start(dag_id, conf)
+
+        def begun() -> bool | None:
+            self.api.end_other_runs(dag_id, run)
+            return self.api.dag_run(dag_id, run).state != "queued" or None
+
+        try:
+            self.api.wait_until(begun, f"{run} of {dag_id} to begin", timeout=60)
+            yield run
+        finally:
+            self.api.pause(dag_id)
 
     @contextmanager
     def told(self, witness: Path, word: str) -> Iterator[None]:

@@ -16,9 +16,8 @@ def test_the_pipeline_trains_tunes_and_serves_and_its_model_triggers_another_dag
     airflow.api.wait_until_parsed("flights_on_new_model")
     airflow.api.unpause("flights_on_new_model")
     conf = {"fraction": 0.3, "epochs": 3, "processes": 3, "trials": 4, "serve_port": free_ports(1)[0]}
-    run = airflow.start("flights", conf)
-    airflow.wait_alone("flights", run)
-    airflow.api.wait_for_run("flights", run, timeout=700)
+    with airflow.alone("flights", conf) as run:
+        airflow.api.wait_for_run("flights", run, timeout=700)
     verdict = airflow.api.xcom("flights", run, "evaluate")
     assert verdict["passed"] is True
     model = airflow.api.xcom("flights", run, "train")

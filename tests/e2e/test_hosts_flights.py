@@ -31,9 +31,8 @@ def hosts(airflow, network, tmp_path):
 
 def test_a_runs_conf_chooses_where_all_of_its_stages_run(airflow, hosts):
     conf = {"fraction": 0.1, "epochs": 2, "processes": 2, "trials": 1, "serve_port": free_ports(1)[0]}
-    run = airflow.start("flights", {**conf, "launcher": hosts})
-    airflow.wait_alone("flights", run)
-    airflow.api.wait_for_run("flights", run, timeout=1000)
+    with airflow.alone("flights", {**conf, "launcher": hosts}) as run:
+        airflow.api.wait_for_run("flights", run, timeout=1000)
     for stage in STAGES:
         launchers = {attempt.entry.record.launcher for attempt in airflow.attempts("flights", run, stage)}
         assert all(launcher.startswith("ssh://10.77.0.11,10.77.0.12?") for launcher in launchers), stage

@@ -1,4 +1,4 @@
-"""One private Prefect server for the session, and one process that serves the pipelines of `pipelines.py`."""
+"""One private Prefect server for all of these tests, and one process that serves the pipelines of `pipelines.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def wait_for(condition, what="it", *, deadline=DEADLINE):
     end = time.monotonic() + deadline
     while not (value := condition()):
         assert time.monotonic() < end, f"not within {deadline:g} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.2)  # most conditions ask the server, which the processes of the flows need too
     return value
 
 

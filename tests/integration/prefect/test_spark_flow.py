@@ -28,7 +28,7 @@ def test_the_flow_trains_both_models_on_a_cluster_that_ends_with_it(prefect, mon
     def pipeline():
         with service(SparkCluster(workers=1, lease=3600, **spark_head.SMALL), name="cluster") as cluster:
             seen["daemons"] = daemons_of(cluster)
-            made = flights(master=cluster, fraction=0.05, iterations=3, margin=0.2)
+            made = flights(master=cluster, fraction=0.05, iterations=2, margin=0.3)
             seen["applications"] = spark_head.state_of(cluster)["completedapps"]
             return made
 

@@ -1,4 +1,4 @@
-"""One real Slurm per session: a controller and two nodes on this machine."""
+"""One real Slurm for all of these tests: a controller and two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rallypoint.stages.key import StageKey
 INTERVAL = timedelta(seconds=0.2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slurm():
     """A Slurm with two nodes, ``n1`` and ``n2``; see `SlurmCluster`."""
     if why := SlurmCluster.why_not():

@@ -1,4 +1,4 @@
-"""One real standalone cluster per session; what a test kills for good, it starts itself."""
+"""One real standalone cluster for all of these tests; what a test kills for good, it starts itself."""
 
 from __future__ import annotations
 
