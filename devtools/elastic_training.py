@@ -79,12 +79,16 @@ class Training:
         self.view: AttemptView | None = None
         self.outcome: Outcome | None = None
         self.said: list[str] = []
+        self._step_at_start = 0  # of the newest world
         self.watching = asyncio.create_task(self._watch(engine))
 
     async def _watch(self, engine: Engine) -> None:
         narrator = Narrator()
         async for update in engine.watch(self.attempt, interval=_INTERVAL):
+            worlds = len(self.sizes)
             self.view, self.outcome = update.view, update.outcome or self.outcome
+            if len(self.sizes) > worlds:
+                self._step_at_start = self.step
             self.said += [str(news) for news in narrator.tell(update)]
 
     @property
@@ -98,8 +102,8 @@ class Training:
         return int((self.view.checkpoint or {}).get("step") or 0) if self.view else 0
 
     def trains(self, size: int, beyond: int = 0) -> bool:
-        """Return whether the world has a size, and is beyond a step."""
-        return self.sizes[-1:] == [size] and self.step > beyond
+        """Return whether a world of a size has made a step since it began, and is beyond one."""
+        return self.sizes[-1:] == [size] and self.step > max(self._step_at_start, beyond)
 
     def enough(self) -> None:
         """Let it end."""
