@@ -79,16 +79,15 @@ class Training:
         self.view: AttemptView | None = None
         self.outcome: Outcome | None = None
         self.said: list[str] = []
-        self._step_at_start = 0  # of the newest world
+        self._worlds = self._step_at_start = 0  # how many there were at the last look, and the newest one's first step
         self.watching = asyncio.create_task(self._watch(engine))
 
     async def _watch(self, engine: Engine) -> None:
         narrator = Narrator()
         async for update in engine.watch(self.attempt, interval=_INTERVAL):
-            worlds = len(self.sizes)
             self.view, self.outcome = update.view, update.outcome or self.outcome
-            if len(self.sizes) > worlds:
-                self._step_at_start = self.step
+            if len(self.sizes) > self._worlds:
+                self._worlds, self._step_at_start = len(self.sizes), self.step
             self.said += [str(news) for news in narrator.tell(update)]
 
     @property

@@ -10,6 +10,7 @@ beside such a cluster; it is also the guard that ends a cluster whose owner died
 import argparse
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -160,7 +161,13 @@ class SlurmCluster:
                 self._until(lambda: self._usable(node), f"the node {node} did not come back", node, _BACK_SECONDS)
                 return
             self._kill(node)
+        # What the controller still tries to tell a dead node, it tells the one that comes back: to end a job by its id,
+        # which runs there again by then.
+        self._until(self._has_told_everything, "the controller still has something to tell", "slurmctld")
         self.start_node(node)
+
+    def _has_told_everything(self) -> bool:
+        return re.search(r"^Agent count: +0$", self.command("sdiag"), re.MULTILINE) is not None
 
     def cancel_all(self) -> None:
         """End every job, and wait until none of its processes lives.
