@@ -364,7 +364,9 @@ def marked(conf: str, *, node: str | None = None) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             env = process.environ()
             of_node = node is None or node in {env.get("RALLYPOINT_SLURM_NODE"), env.get("SLURMD_NODENAME")}
-            if env.get(_MARK) == conf and of_node:
+            # A step daemon writes its title over its environment; it has been started in the cluster's folder.
+            stepd = node is None and process.name() == "slurmstepd" and process.cwd().startswith(str(Path(conf).parent))
+            if (env.get(_MARK) == conf and of_node) or stepd:
                 found |= {process, *process.children(recursive=True)}
     return [process for process in found if process.pid != os.getpid() and is_alive(process)]
 
