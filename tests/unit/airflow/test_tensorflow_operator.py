@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG, task
 
-from rallypoint import Function, TensorFlowJob
+from rallypoint import Function, Resources, TensorFlowJob
 from rallypoint.airflow.operators import TensorFlowOperator
 from rallypoint.errors import InvalidJobError
 
@@ -44,6 +44,19 @@ def test_templates_are_left_for_the_run_and_every_option_reaches_the_job():
     assert {role.name: role.replicas for role in job.roles()} == {"chief": 1, "worker": 3, "ps": 2, "evaluator": 1}
     told = job.settings()
     assert (told["gpus"], told["keras"], told["join_timeout"], told["jit_compile"]) == ([0, 1], "legacy", 60, True)
+
+
+def test_options_that_depend_on_a_strategy_which_is_a_template_are_checked_when_it_is_known():
+    of_servers = {"parameter_servers": 2, "workers": 3, "task_resources": {"ps": Resources(cpus=4)}}
+    with DAG("d"):
+        operator = TensorFlowOperator(task_id="t", script="/a.py", strategy="{{ params.strategy }}", **of_servers)
+        other = TensorFlowOperator(task_id="u", script="/a.py", strategy="{{ params.strategy }}", **of_servers)
+    operator.render_template_fields({"params": {"strategy": "parameter_server"}})
+    asked = {role.name: role.resources for role in operator.job().roles()}
+    assert asked == {"chief": Resources(), "worker": Resources(), "ps": Resources(cpus=4)}
+    other.render_template_fields({"params": {"strategy": "mirrored"}})
+    with pytest.raises(InvalidJobError, match="expected one process for 'mirrored'"):
+        other.job()
 
 
 def test_in_a_dag_with_native_types_only_templates_become_numbers():

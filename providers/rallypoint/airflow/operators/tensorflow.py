@@ -56,3 +56,8 @@ class TensorFlowOperator(StageOperator):
             "join_timeout": join_timeout, "tpu": tpu, "xla_flags": xla_flags, "jit_compile": jit_compile,
         }  # fmt: skip
         super().__init__(job_options=options, **kwargs)
+
+    def _check_job(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
+        """Leave the check for later where the strategy is a template: which of the others fit depends on it."""
+        if "strategy" in options:
+            super()._check_job(options, env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,7 @@ from rallypoint.spec.job import Job
 from rallypoint.spec.resources import Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from rallypoint.spec.gang import Gang
 
@@ -187,12 +188,12 @@ class TensorFlowJob(Job):
         if self.parameter_servers is not None and self.strategy != PARAMETER_SERVER:
             expected = f"None for {self.strategy!r}"
             raise self.invalid("parameter_servers", self.parameter_servers, expected, f"take {PARAMETER_SERVER!r}")
-        asked: Any = self.task_resources
         types = self._sizes()
-        if not hasattr(asked, "items") or not all(
+        asked: Any = self.task_resources
+        if not isinstance(asked, Mapping) or not all(
             kind in types and isinstance(each, Resources) for kind, each in asked.items()
         ):
-            raise self.invalid("task_resources", asked, f"Resources of processes that there are: {', '.join(types)}")
+            raise self.invalid("task_resources", asked, f"Resources for one or more of {', '.join(types)}")
 
     def _check_devices(self) -> None:
         gpus: object = self.gpus
