@@ -49,6 +49,7 @@ _TRAIN = """
         step += 1
         state = {"step": step, "model": model.module.state_dict()}
         stage.save_checkpoint(lambda folder: torch.save(state, Path(folder, "model.pt")), step=step)
+        stage.report(step=step, world=stage.world_size)
         over = torch.tensor(float(enough.exists()))
         dist.all_reduce(over, op=dist.ReduceOp.MAX)
         if over:
@@ -79,15 +80,12 @@ class Training:
         self.view: AttemptView | None = None
         self.outcome: Outcome | None = None
         self.said: list[str] = []
-        self._worlds = self._step_at_start = 0  # how many there were at the last look, and the newest one's first step
         self.watching = asyncio.create_task(self._watch(engine))
 
     async def _watch(self, engine: Engine) -> None:
         narrator = Narrator()
         async for update in engine.watch(self.attempt, interval=_INTERVAL):
             self.view, self.outcome = update.view, update.outcome or self.outcome
-            if len(self.sizes) > self._worlds:
-                self._worlds, self._step_at_start = len(self.sizes), self.step
             self.said += [str(news) for news in narrator.tell(update)]
 
     @property
@@ -101,8 +99,9 @@ class Training:
         return int((self.view.checkpoint or {}).get("step") or 0) if self.view else 0
 
     def trains(self, size: int, beyond: int = 0) -> bool:
-        """Return whether a world of a size has made a step since it began, and is beyond one."""
-        return self.sizes[-1:] == [size] and self.step > max(self._step_at_start, beyond)
+        """Return whether the world has a size and has made a step, and is beyond one."""
+        made_it = self.view.metrics.get("world") if self.view else None
+        return self.sizes[-1:] == [size] == [made_it] and self.step > beyond
 
     def enough(self) -> None:
         """Let it end."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 
 class Gate:
     """A gate that is opened once, for all who wait and all who come later.
 
-    A job waits with ``select.select([os.open(path, os.O_RDONLY | os.O_NONBLOCK)], [], [])``. If the process of the gate
-    ends, every job goes on.
+    A job waits with ``select.select([os.open(path, os.O_RDONLY | os.O_NONBLOCK)], [], [], seconds)``. It goes on when
+    its time is over, and when the process of the gate ends. One that reads the pipe has the word with which the gate
+    was opened, and closes it again.
 
     Args:
         path: Where it is made.
@@ -25,18 +25,14 @@ class Gate:
         os.mkfifo(path)
         self._pipe = os.open(path, os.O_RDWR)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """End it: whoever still waits goes on."""
         os.close(self._pipe)
 
-    def open(self) -> None:
-        """Let them go on."""
-        os.write(self._pipe, b"1")
+    def open(self, word: str = "open") -> None:
+        """Let them go on.
+
+        Args:
+            word: What who reads it is told.
+        """
+        os.write(self._pipe, word.encode())

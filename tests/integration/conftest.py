@@ -7,7 +7,7 @@ import os
 import signal
 import textwrap
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -94,7 +94,7 @@ def script(tmp_path):
 @pytest.fixture
 def gate(tmp_path):
     """A gate, called ``go``, at which a test's jobs wait."""
-    with Gate(tmp_path / "go") as made:
+    with closing(Gate(tmp_path / "go")) as made:
         yield made
 
 

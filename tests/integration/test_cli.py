@@ -65,7 +65,7 @@ def work(witness, value):
 def wait(witness, gate):
     helpers.sign(witness)
     print("waiting", flush=True)
-    select.select([os.open(gate, os.O_RDONLY | os.O_NONBLOCK)], [], [])
+    select.select([os.open(gate, os.O_RDONLY | os.O_NONBLOCK)], [], [], 600)
     return {"waited": True}
 
 

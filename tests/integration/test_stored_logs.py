@@ -31,12 +31,12 @@ ID = "rp-train-0123456789-a1"
 
 def work(gate):
     """Say something, and wait for the gate."""
-    import time
-    from pathlib import Path
+    import os
+    import select
 
     print("said before the gate", flush=True)  # noqa: T201 - what is looked for
-    while gate and not Path(gate).exists():
-        time.sleep(0.05)
+    if gate:
+        select.select([os.open(gate, os.O_RDONLY | os.O_NONBLOCK)], [], [], 600)
     print("last words", flush=True)  # noqa: T201 - likewise
     if gate:
         raise RuntimeError("the gate is open")
@@ -97,10 +97,9 @@ async def test_the_logs_of_an_attempt_are_read_when_its_host_is_gone(engine, sto
 
 
 async def test_while_a_job_runs_its_logs_are_kept_by_a_process_that_gives_way(
-    engine, store, until, tmp_path, uploaders, s3_store_uri
+    engine, store, until, gate, uploaders, s3_store_uri
 ):
-    gate = tmp_path / "gate"
-    started = await engine.start(PythonJob(Function(work, (str(gate),), by_value=True)), Request(owner="try-1"))
+    started = await engine.start(PythonJob(Function(work, (str(gate.path),), by_value=True)), Request(owner="try-1"))
     try:
 
         async def begun():
@@ -111,18 +110,16 @@ async def test_while_a_job_runs_its_logs_are_kept_by_a_process_that_gives_way(
         assert uploader.nice() == 19
         assert s3_store_uri[1]["aws_secret_access_key"] not in " ".join(uploader.cmdline())
     finally:
-        gate.touch()
+        gate.open()
         updates = [update async for update in engine.watch(started.attempt, interval=timedelta(seconds=0.1))]
     assert updates[-1].outcome.failure.last_lines[-1] == "last words"
     await until(lambda: not uploaders())
 
 
 async def test_what_a_killed_supervisor_left_is_uploaded_and_its_uploader_ends(
-    engine, store, until, tmp_path, uploaders
+    engine, store, until, gate, tmp_path, uploaders
 ):
-    started = await engine.start(
-        PythonJob(Function(work, (str(tmp_path / "never"),), by_value=True)), Request(owner="try-1")
-    )
+    started = await engine.start(PythonJob(Function(work, (str(gate.path),), by_value=True)), Request(owner="try-1"))
     log = tmp_path / "runs" / started.attempt.record.id / "logs" / "main-0.log"
     await until(lambda: log.exists() and "said before" in log.read_text())
     os.kill(started.attempt.handle.details["pid"], signal.SIGKILL)

@@ -121,11 +121,10 @@ async def test_an_import_error_in_the_script_is_a_user_error(engine, script):
 
 
 WAITS = """
-    import os, sys, time
+    import os, select, sys
     from pathlib import Path
     Path(sys.argv[1], os.environ["RANK"] + ".waits").touch()
-    while True:
-        time.sleep(0.1)
+    select.select([os.open(Path(sys.argv[1], "go"), os.O_RDONLY | os.O_NONBLOCK)], [], [], 600)
 """
 
 
@@ -141,7 +140,7 @@ def _children(handle):
     return supervisor, [int(pid) for pid in pids]
 
 
-async def test_a_killed_node_is_named(engine, script, tmp_path, until, jobs_left):
+async def test_a_killed_node_is_named(engine, script, gate, tmp_path, until, jobs_left):
     job = TorchElastic(Script(script(WAITS), [str(tmp_path)]), nnodes=2, nproc_per_node=1)
     started = await _waiting(engine, job, tmp_path, until)
     _, agents = _children(started.attempt.handle)
@@ -151,7 +150,7 @@ async def test_a_killed_node_is_named(engine, script, tmp_path, until, jobs_left
     assert jobs_left() == {}
 
 
-async def test_a_host_that_shuts_down_is_no_fault_of_the_code(engine, script, tmp_path, until, jobs_left):
+async def test_a_host_that_shuts_down_is_no_fault_of_the_code(engine, script, gate, tmp_path, until, jobs_left):
     job = TorchElastic(Script(script(WAITS), [str(tmp_path)]), nproc_per_node=2)
     started = await _waiting(engine, job, tmp_path, until)
     supervisor, _ = _children(started.attempt.handle)

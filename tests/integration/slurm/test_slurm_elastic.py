@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from datetime import timedelta
 
 import pytest
 from elastic_training import SLOW, training
+from gate import Gate
 
 from rallypoint.launchers.base import Cursor, Phase
 from rallypoint.launchers.slurm import SlurmLauncher
@@ -16,27 +18,30 @@ from rallypoint.stages.rule import State
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-# Each start leaves a line: which process, on which node. It ends when it is told to, with that exit code.
+# Each start leaves a line: which process, on which node. It ends with 0 when all are told to, or with what it is told.
 WAIT = """
-    import os, sys, time
+    import os, select, sys
     from pathlib import Path
 
     here, name = Path(sys.argv[1]), os.environ["RALLYPOINT_PROCESS"]
     with open(here / "starts", "a") as file:
         file.write(f"{name} {os.environ['SLURMD_NODENAME']}\\n")
-    while True:
-        for told in (here / "end", here / f"end-{name}"):
-            if told.exists():
-                code = int(told.read_text())
-                if told.name != "end":
-                    told.unlink()
-                sys.exit(code)
-        time.sleep(0.05)
+    all_end, it_ends = (os.open(here / gate, os.O_RDONLY | os.O_NONBLOCK) for gate in ("go", f"end-{name}"))
+    told, _, _ = select.select([all_end, it_ends], [], [], 600)
+    sys.exit(0 if all_end in told else int(os.read(it_ends, 8)) if told else "nobody said that it may end")
 """
 
 
 @pytest.fixture
-def elastic(script, tmp_path):
+def ends(tmp_path):
+    """The gate of each process, which is opened with its exit code."""
+    with ExitStack() as stack:
+        names = ("p-0", "p-1", "p-2")
+        yield {name: stack.enter_context(closing(Gate(tmp_path / f"end-{name}"))) for name in names}
+
+
+@pytest.fixture
+def elastic(script, gate, ends, tmp_path):
     """Makes an elastic gang of processes that wait to be told."""
 
     def make(least, most):
@@ -51,12 +56,6 @@ def elastic(script, tmp_path):
 def starts(tmp_path):
     path = tmp_path / "starts"
     return lambda: path.read_text().splitlines() if path.exists() else []
-
-
-def say_end(folder, code=0, name=""):
-    draft = folder / "draft"
-    draft.write_text(str(code))
-    draft.rename(folder / (f"end-{name}" if name else "end"))
 
 
 def drain(slurm, node):
@@ -128,19 +127,19 @@ async def nothing_is_there(launcher, attempt):
     return all(job.meaning is not Meaning.THERE for job in await launcher._jobs_of(attempt))
 
 
-async def test_a_node_that_joined_and_failed_joins_again(launcher, elastic, starts, until, tmp_path):
+async def test_a_node_that_joined_and_failed_joins_again(launcher, elastic, starts, until, gate, ends):
     handle = await launcher.launch(elastic(1, 2), "rp-again-1")
     await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
-    say_end(tmp_path, 1, "p-1")
+    ends["p-1"].open("1")
     await until(lambda: starts().count("p-1 n2") == 2, deadline=SLOW)
     assert (await launcher.poll(handle)).phase is Phase.RUNNING
-    say_end(tmp_path)
+    gate.open()
     status = await ended(launcher, handle, until)
     assert status.reason == "completed", status
     assert [(end.name, end.exit_code) for end in status.processes] == [("p-0", 0), ("p-1", 0)]
 
 
-async def test_a_node_that_joined_and_is_preempted_joins_again(uri, elastic, starts, until, slurm, tmp_path):
+async def test_a_node_that_joined_and_is_preempted_joins_again(uri, elastic, starts, until, slurm, gate):
     launcher = SlurmLauncher.from_uri(uri("low"))
     handle = await launcher.launch(elastic(1, 2), "rp-low-1")
     await until(lambda: sorted(starts()) == ["p-0 n1", "p-1 n2"], deadline=SLOW)
@@ -148,16 +147,16 @@ async def test_a_node_that_joined_and_is_preempted_joins_again(uri, elastic, sta
     slurm.command("sbatch", *argv)
     await until(lambda: starts().count("p-1 n2") == 2, deadline=SLOW)
     assert (await launcher.poll(handle)).phase is Phase.RUNNING
-    say_end(tmp_path)
+    gate.open()
     status = await ended(launcher, handle, until)
     assert status.reason == "completed", status
     assert starts().count("p-0 n1") == 1
 
 
-async def test_a_gang_that_fails_ends_what_joined_it(launcher, elastic, starts, until, tmp_path, jobs_left):
+async def test_a_gang_that_fails_ends_what_joined_it(launcher, elastic, starts, until, ends, jobs_left):
     handle = await launcher.launch(elastic(1, 2), "rp-first-1")
     await until(lambda: len(starts()) == 2, deadline=SLOW)
-    say_end(tmp_path, 3, "p-0")
+    ends["p-0"].open("3")
     status = await ended(launcher, handle, until)
     assert (status.reason, [end.name for end in status.processes if end.first]) == ("failed", ["p-0"]), status
     await until(lambda: not jobs_left())
@@ -165,7 +164,7 @@ async def test_a_gang_that_fails_ends_what_joined_it(launcher, elastic, starts, 
 
 
 async def test_after_the_first_node_died_the_job_starts_on_the_one_that_had_joined_it(
-    uri, elastic, starts, until, slurm, tmp_path
+    uri, elastic, starts, until, slurm, gate
 ):
     """The job waits for a node, and what had joined it gives its own back."""
     launcher = SlurmLauncher.from_uri(uri(sbatch="--exclusive"))
@@ -176,7 +175,7 @@ async def test_after_the_first_node_died_the_job_starts_on_the_one_that_had_join
     await until(lambda: "p-0 n2" in starts(), deadline=SLOW)
     slurm.ensure_node("n1")
     await until(lambda: "p-1 n1" in starts(), deadline=SLOW)
-    say_end(tmp_path)
+    gate.open()
     status = await ended(launcher, handle, until)
     assert status.reason == "completed", status
     assert [(end.name, end.exit_code) for end in status.processes] == [("p-0", 0), ("p-1", 0)]

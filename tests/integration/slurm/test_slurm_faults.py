@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 
 # Ten steps, with a checkpoint when it is asked to end; from the second start on it does not wait.
 TRAIN = """
-    import os, signal, sys, time
+    import os, select, signal, sys
     from pathlib import Path
     import rallypoint
 
@@ -41,8 +41,8 @@ TRAIN = """
 
     signal.signal(signal.SIGTERM, save)
     (here / "up").touch()
-    while not checkpoint and not (here / "go").exists():
-        time.sleep(0.05)
+    if not checkpoint:
+        select.select([os.open(here / "go", os.O_RDONLY | os.O_NONBLOCK)], [], [], 600)
     stage.result({"from": step})
 """
 
@@ -68,11 +68,13 @@ def starts(folder):
 
 
 @pytest.fixture
-def job(script, tmp_path):
+def job(script, gate, tmp_path):
     return PythonJob(Script(script(TRAIN), [str(tmp_path)]))
 
 
-async def test_a_lost_node_is_a_failure_that_is_retried_at_once(engine_on, uri, job, followed, until, slurm, tmp_path):
+async def test_a_lost_node_is_a_failure_that_is_retried_at_once(
+    engine_on, uri, job, followed, until, slurm, gate, tmp_path
+):
     engine = engine_on(SlurmLauncher.from_uri(uri(requeue=0)))
     started = await engine.start(job, Request(owner="try-1"))
     await until((tmp_path / "up").exists)
@@ -86,13 +88,13 @@ async def test_a_lost_node_is_a_failure_that_is_retried_at_once(engine_on, uri, 
     assert (report.kind, report.retry_after) == (Kind.RETRYABLE, 0), report
     slurm.ensure_node(node)
     second = await engine.start(job, Request(owner="try-2"))
-    (tmp_path / "go").touch()
+    gate.open()
     update, _ = await followed(engine, second.attempt)
     assert update.outcome.state is State.SUCCEEDED
 
 
 async def test_a_job_that_loses_its_node_goes_back_into_the_queue_and_runs_on_another(
-    engine_on, uri, job, followed, until, slurm, tmp_path
+    engine_on, uri, job, followed, until, slurm, gate, tmp_path
 ):
     engine = engine_on(SlurmLauncher.from_uri(uri()))
     started = await engine.start(job, Request(owner="try-1"))
@@ -102,7 +104,7 @@ async def test_a_job_that_loses_its_node_goes_back_into_the_queue_and_runs_on_an
     slurm.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=it died")
     await until(lambda: len(starts(tmp_path)) == 2)
     assert slurm.nodes_of(started.attempt.record.id) == [other for other in slurm.nodes if other != node]
-    (tmp_path / "go").touch()
+    gate.open()
     update, _ = await followed(engine, started.attempt)
     assert update.outcome.state is State.SUCCEEDED, update.outcome
     assert (await engine.ledger.last()).record.number == 1
@@ -164,7 +166,7 @@ async def test_the_budget_of_runs_ends(engine_on, uri, job, followed, until, slu
     assert update.outcome.result == {"from": 7}
 
 
-async def test_a_controller_that_restarts_loses_no_job(engine_on, uri, job, followed, until, slurm, tmp_path):
+async def test_a_controller_that_restarts_loses_no_job(engine_on, uri, job, followed, until, slurm, gate, tmp_path):
     launcher = SlurmLauncher.from_uri(uri())
     engine = engine_on(launcher)
     started = await engine.start(job, Request(owner="try-1"))
@@ -172,14 +174,14 @@ async def test_a_controller_that_restarts_loses_no_job(engine_on, uri, job, foll
     slurm.stop_controller()
     assert (await launcher.poll(started.attempt.handle)).phase is Phase.RUNNING
     slurm.start_controller()
-    (tmp_path / "go").touch()
+    gate.open()
     update, _ = await followed(engine, started.attempt)
     assert update.outcome.state is State.SUCCEEDED, update.outcome
     assert starts(tmp_path) == [0]
 
 
 async def test_a_job_that_ends_while_no_controller_answers_is_a_success(
-    engine_on, uri, job, followed, until, slurm, tmp_path
+    engine_on, uri, job, followed, until, slurm, gate, tmp_path
 ):
     engine = engine_on(SlurmLauncher.from_uri(uri()))
     started = await engine.start(job, Request(owner="try-1"))
@@ -187,7 +189,7 @@ async def test_a_job_that_ends_while_no_controller_answers_is_a_success(
     (node,) = slurm.nodes_of(started.attempt.record.id)
     slurm.stop_controller()
     try:
-        (tmp_path / "go").touch()
+        gate.open()
         update, _ = await followed(engine, started.attempt)
         assert update.outcome.state is State.SUCCEEDED
     finally:
@@ -200,7 +202,7 @@ async def test_a_job_that_ends_while_no_controller_answers_is_a_success(
 
 @pytest.mark.parametrize("point", ["after-intent", "after-launch"])
 async def test_a_submitter_that_is_killed_leaves_one_job_which_the_next_finds(
-    point, engine_on, uri, job, script, store, followed, until, slurm, tmp_path
+    point, engine_on, uri, job, script, store, followed, until, slurm, gate, tmp_path
 ):
     armed = tmp_path / "armed"
     armed.touch()
@@ -212,7 +214,7 @@ async def test_a_submitter_that_is_killed_leaves_one_job_which_the_next_finds(
     engine = engine_on(SlurmLauncher.from_uri(uri()))
     started = await engine.start(job, Request(owner="try-2"))
     assert started.attempt.record.number == 1
-    (tmp_path / "go").touch()
+    gate.open()
     update, _ = await followed(engine, started.attempt)
     assert update.outcome.state is State.SUCCEEDED
     assert starts(tmp_path) == [0]

@@ -17,18 +17,17 @@ pytestmark = pytest.mark.engine
 
 # Each start leaves a line; a process stays until it is told to go.
 CODE = """
-    import json, os, sys, time
+    import json, os, select, sys
     from pathlib import Path
     here = Path(sys.argv[1])
     with open(here / os.environ["RALLYPOINT_PROCESS"], "a") as file:
         print(json.dumps([os.environ["SLURMD_NODENAME"], os.environ["SLURM_JOB_ID"], sys.argv[2]]), file=file)
-    while not (here / "go").exists():
-        time.sleep(0.05)
+    select.select([os.open(here / "go", os.O_RDONLY | os.O_NONBLOCK)], [], [], 600)
 """
 
 
 @pytest.fixture
-def gang(script, tmp_path):
+def gang(script, gate, tmp_path):
     """A head of one CPU that says its port, and a worker that needs more."""
     argv = (Macro.PYTHON, "-m", "rallypoint.worker", "script", script(CODE), str(tmp_path), Macro.port("head"))
     head = Role(name="head", argv=argv, ports=("head",))
@@ -56,7 +55,7 @@ async def ended(launcher, handle, until):
 
 
 async def test_each_node_has_what_its_process_asks_for_and_all_belong_together(
-    launcher, gang, until, slurm, tmp_path, jobs_left
+    launcher, gang, until, slurm, gate, tmp_path, jobs_left
 ):
     handle = await launcher.launch(gang, "rp-cluster-1")
     await until(lambda: len(starts(tmp_path, "head-0") + starts(tmp_path, "worker-0")) == 2)
@@ -66,7 +65,7 @@ async def test_each_node_has_what_its_process_asks_for_and_all_belong_together(
     assert starts(tmp_path, "head-0") == [["n1", job, port]]
     assert starts(tmp_path, "worker-0") == [["n2", job, port]]
     assert (await launcher.find("rp-cluster-1")).details["job"] == handle.details["job"]
-    (tmp_path / "go").touch()
+    gate.open()
     status = await ended(launcher, handle, until)
     assert status.reason == "completed", status
     assert [(end.name, end.exit_code) for end in status.processes] == [("head-0", 0), ("worker-0", 0)]
@@ -74,13 +73,13 @@ async def test_each_node_has_what_its_process_asks_for_and_all_belong_together(
 
 
 async def test_a_node_of_one_component_that_is_lost_puts_the_whole_job_back_into_the_queue(
-    launcher, gang, until, slurm, tmp_path
+    launcher, gang, until, slurm, gate, tmp_path
 ):
     handle = await launcher.launch(gang, "rp-cluster-2")
     await until(lambda: len(starts(tmp_path, "head-0") + starts(tmp_path, "worker-0")) == 2)
     slurm.kill_node("n2")
     slurm.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=it died")
-    (tmp_path / "go").touch()
+    gate.open()
     slurm.ensure_node("n2")
     status = await ended(launcher, handle, until)
     assert status.reason == "completed", status

@@ -126,14 +126,12 @@ async def test_a_gang_is_submitted_watched_read_and_cancelled_through_the_login_
     assert (await far.poll(handle)).reason == "cancelled"
 
 
-async def test_a_login_node_that_is_away_says_nothing_about_the_job(far, login, gang, script, until, tmp_path):
-    code = f"""
-        import time
-        from pathlib import Path
-        while not Path({str(tmp_path / "go")!r}).exists():
-            time.sleep(0.05)
+async def test_a_login_node_that_is_away_says_nothing_about_the_job(far, login, gang, script, until, gate):
+    code = """
+        import os, select, sys
+        select.select([os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)], [], [], 600)
     """
-    handle = await far.launch(gang(script(code)), "rp-away-1")
+    handle = await far.launch(gang(script(code), str(gate.path)), "rp-away-1")
     link = await far._site._link()
     login.stop()
     await link.close()
@@ -142,7 +140,7 @@ async def test_a_login_node_that_is_away_says_nothing_about_the_job(far, login, 
     with pytest.raises(LaunchError):
         await far.find("rp-away-2")  # what is not known is not called absent
     await asyncio.to_thread(login.start)
-    (tmp_path / "go").touch()
+    gate.open()
     assert (await ended(far, handle, until)).reason == "completed"
 
 

@@ -39,7 +39,7 @@ gate = os.open(folder / "go", os.O_RDONLY | os.O_NONBLOCK)
 while what == "speaks on one" and name.endswith("-0") and not select.select([gate], [], [], 1)[0]:
     print("still here", flush=True)
 if what != "ends":
-    select.select([gate], [], [])
+    select.select([gate], [], [], 600)
 """
 
 
