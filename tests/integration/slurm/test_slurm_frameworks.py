@@ -100,7 +100,7 @@ def count(spark):
 
 
 def sum_up(strategy):
-    """Add one of every replica, and return the sum with where the workers are."""
+    """Add one of every replica, and return the sum with where they are."""
     import json
     import os
 
@@ -111,8 +111,8 @@ def sum_up(strategy):
         return tf.distribute.get_replica_context().all_reduce("sum", tf.constant(1.0))
 
     total = float(strategy.experimental_local_results(strategy.run(add))[0])
-    workers = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
-    return {"total": total, "workers": len(set(workers)), "nodes": os.environ["SLURM_JOB_NODELIST"]}
+    cluster = json.loads(os.environ["TF_CONFIG"])["cluster"]
+    return {"total": total, "addresses": [address for kind in ("chief", "worker") for address in cluster[kind]]}
 
 
 def total(client):
@@ -234,11 +234,23 @@ async def test_a_spark_job_runs_on_a_cluster_that_slurm_runs(engine_on, launcher
     assert (await service.inspect(cluster.attempt.record.number)).state is State.CANCELLED
 
 
-async def test_workers_of_tensorflow_on_two_nodes_reduce_together(engine_on, launcher, followed):
+async def test_processes_of_tensorflow_reduce_together_on_nodes_that_have_what_each_asks_for(
+    engine_on, launcher, followed, slurm
+):
     engine = engine_on(launcher)
-    call = Function(sum_up, by_value=True)
-    job = TensorFlowJob(call, strategy="multi_worker_mirrored", workers=2, communication="ring", join_timeout=120.0)
+    job = TensorFlowJob(
+        Function(sum_up, by_value=True),
+        strategy="multi_worker_mirrored",
+        chief=True,
+        workers=1,
+        task_resources={"worker": Resources(cpus=2)},
+        communication="ring",
+        join_timeout=120.0,
+    )
     started = await engine.start(job, Request(owner="try-1"))
     update, _ = await followed(engine, started.attempt)
     assert update.outcome.state is State.SUCCEEDED, update.outcome.failure.render()
-    assert update.outcome.result == {"total": 2.0, "workers": 2, "nodes": "n[1-2]"}
+    assert (update.outcome.result["total"], len(set(update.outcome.result["addresses"]))) == (2.0, 2)
+    job_id = started.attempt.handle.details["job"]
+    said = slurm.command("squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--sort=i", "--format=%C %N")
+    assert said.split() == ["1", "n1", "2", "n2"]
