@@ -84,6 +84,8 @@ torch = rallypoint.TorchElastic(
     rallypoint.Function(work, args=(WITNESS, "good")), nproc_per_node=1, secrets={"TOKEN": "hunter2-hunter2"}
 )
 torch_bad = rallypoint.TorchElastic(rallypoint.Function(work, args=(WITNESS, "bad")), nproc_per_node=1)
+beside = rallypoint.TorchElastic(rallypoint.Script("beside.py"), nproc_per_node=1)
+typo = rallypoint.TorchElastic(rallypoint.Script("besides.py"), nproc_per_node=1)
 not_a_job = 3
 '''
 
@@ -443,6 +445,16 @@ def test_run_trains_with_torchrun(torch_run):
     assert first.returncode == 0, first.stderr
     assert json.loads(first.stdout) == {"value": "good"}
     assert "rank 0 of 1" in first.stderr
+
+
+@pytest.mark.engine
+def test_the_relative_path_of_a_script_is_one_beside_the_file(place):
+    (place.folder / "beside.py").write_text("import rallypoint; rallypoint.stage().result(7)")
+    ran = place.cli("run", "jobs.py:beside")
+    assert (ran.returncode, ran.stdout.strip()) == (0, "7"), ran.stderr
+    missing = place.cli("run", "jobs.py:typo")
+    assert missing.returncode == 1
+    assert f"got the script '{place.folder / 'besides.py'}'" in missing.stderr
 
 
 @pytest.mark.engine

@@ -8,11 +8,12 @@ import importlib.util
 import re
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rallypoint.errors import InvalidEntryError
+from rallypoint.spec.entry import Script
 from rallypoint.spec.job import Job
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Target:
 
 
 def load_target(given: str) -> Target:
-    """Return the job that ``FILE.py:NAME`` names.
+    """Return the job that ``FILE.py:NAME`` names. The relative path of a script is one beside that file.
 
     Raises:
         InvalidEntryError: There is no such file or job, or the file cannot be loaded.
@@ -58,7 +59,7 @@ def load_target(given: str) -> Target:
     module = _load(file)
     found = getattr(module, name, None) if name else None
     if isinstance(found, Job):
-        return Target(file, name, found)
+        return Target(file, name, _beside(file, found))
     if not name:
         problem = "without a name"
     elif hasattr(module, name):
@@ -67,6 +68,12 @@ def load_target(given: str) -> Target:
         problem = f"in which there is no {name}"
     msg = f"got {given!r} {problem}, expected {_FORM}; {_jobs(module, file)}"
     raise InvalidEntryError(msg)
+
+
+def _beside(file: Path, job: Job) -> Job:
+    """Return a job whose script is found from a file's folder, as an operator's is from its DAG file's."""
+    entry = job.entry
+    return replace(job, entry=replace(entry, path=str(file.parent / entry.path))) if isinstance(entry, Script) else job
 
 
 def _jobs(module: ModuleType, file: Path) -> str:
